@@ -1,0 +1,208 @@
+//! The queue between requests and one model's device thread.
+//!
+//! [`Queue::submit`] accepts all rows of a request or refuses all of them, at once: it never waits and never panics.
+//! [`Queue::next_batch`] is the device thread's side: it sleeps while nothing waits and starts a batch the moment
+//! something does. There is no artificial delay; rows that arrive while a batch computes form the next one.
+
+mod job;
+pub mod plan;
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+
+pub use job::{Answered, Job, JoinError, Row, RowFailure, Tickets};
+
+use crate::observe::metrics::{ModelMetrics, Refusal};
+use crate::request::Dimensions;
+use job::{Abandon, pair};
+use plan::{Backlog, Budget};
+
+/// Bounds of one model's queue.
+#[derive(Debug, Clone, Copy)]
+pub struct QueueLimits {
+    pub rows: usize,
+    pub tokens: usize,
+    /// A request none of whose rows has started after this long is refused.
+    pub timeout: Duration,
+    pub batch: Budget,
+}
+
+/// Why rows were not accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum SubmitError {
+    #[error("the queue is full")]
+    Full { retry_after: Duration },
+    #[error("the device thread has ended")]
+    Closed,
+    /// More than the queue holds when it is empty: refusing it for now would be refusing it for ever.
+    #[error("{tokens} tokens never fit a queue of {limit}")]
+    NeverFits { tokens: usize, limit: usize },
+}
+
+/// One model's queue. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Queue {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    arrived: Condvar,
+    limits: QueueLimits,
+    metrics: Arc<ModelMetrics>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    backlog: Backlog<Job>,
+    /// Tickets were dropped since the last sweep.
+    abandoned: bool,
+    closed: bool,
+    /// Tokens computed per second, smoothed; 0 until the first batch.
+    tokens_per_second: f64,
+    /// When the batch that is computing was taken.
+    busy_since: Option<Instant>,
+}
+
+impl Queue {
+    pub fn new(limits: QueueLimits, metrics: Arc<ModelMetrics>) -> Self {
+        metrics.queue_limits(limits.rows, limits.tokens);
+        let shared = Shared { state: Mutex::default(), arrived: Condvar::new(), limits, metrics };
+        Self { shared: Arc::new(shared) }
+    }
+
+    pub fn limits(&self) -> QueueLimits {
+        self.shared.limits
+    }
+
+    /// Accepts every row or none.
+    ///
+    /// # Errors
+    /// Full, closed, or more than could ever fit.
+    pub fn submit(&self, rows: Vec<Vec<u32>>, dimensions: Dimensions) -> Result<Tickets, SubmitError> {
+        let limits = self.shared.limits;
+        let (n_rows, n_tokens) = (rows.len(), rows.iter().map(Vec::len).sum::<usize>());
+        if n_rows > limits.rows || n_tokens > limits.tokens {
+            return Err(SubmitError::NeverFits { tokens: n_tokens, limit: limits.tokens });
+        }
+        if let Some(longest) = rows.iter().map(Vec::len).max().filter(|longest| *longest > limits.batch.tokens) {
+            return Err(SubmitError::NeverFits { tokens: longest, limit: limits.batch.tokens });
+        }
+        let weak = Arc::downgrade(&self.shared);
+        let abandon = Abandon(Box::new(move || {
+            if let Some(shared) = weak.upgrade() {
+                shared.lock().abandoned = true;
+            }
+        }));
+        let mut state = self.shared.lock();
+        if state.closed {
+            self.shared.metrics.refused(Refusal::Dead);
+            return Err(SubmitError::Closed);
+        }
+        self.shared.forget_abandoned(&mut state);
+        if state.backlog.rows() + n_rows > limits.rows || state.backlog.tokens() + n_tokens > limits.tokens {
+            let retry_after = state.expected_wait();
+            self.shared.metrics.refused(Refusal::Full);
+            return Err(SubmitError::Full { retry_after });
+        }
+        let (jobs, tickets) = pair(rows, dimensions, Arc::clone(&self.shared.metrics), limits.timeout, abandon);
+        state.backlog.push(VecDeque::from(jobs));
+        self.shared.report(&state);
+        drop(state);
+        self.shared.arrived.notify_one();
+        Ok(tickets)
+    }
+
+    /// Waits for work and takes the next batch; `None` once the queue is closed and empty.
+    pub fn next_batch(&self) -> Option<Vec<Job>> {
+        let mut state = self.shared.lock();
+        state.busy_since = None;
+        loop {
+            self.shared.forget_abandoned(&mut state);
+            let plan = state.backlog.plan(self.shared.limits.batch);
+            self.shared.cancelled(plan.unwanted);
+            self.shared.report(&state);
+            if !plan.batch.is_empty() {
+                state.busy_since = Some(Instant::now());
+                drop(state);
+                plan.batch.iter().for_each(Job::start);
+                return Some(plan.batch);
+            }
+            if state.closed {
+                return None;
+            }
+            state = self.shared.arrived.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Notes a finished batch, for `Retry-After`.
+    pub fn batch_done(&self, n_tokens: usize, took: Duration) {
+        let rate = n_tokens as f64 / took.as_secs_f64().max(1e-6);
+        let mut state = self.shared.lock();
+        let old = state.tokens_per_second;
+        state.tokens_per_second = if old == 0.0 { rate } else { 0.8 * old + 0.2 * rate };
+    }
+
+    /// Since when the device thread has been on its current batch.
+    pub fn busy_since(&self) -> Option<Instant> {
+        self.shared.lock().busy_since
+    }
+
+    /// Accepts nothing more; what is queued is still computed.
+    pub fn close(&self) {
+        self.shared.lock().closed = true;
+        self.shared.arrived.notify_all();
+    }
+
+    /// Accepts nothing more and answers what is queued with a failure: the device thread is gone.
+    pub fn abort(&self) {
+        let mut state = self.shared.lock();
+        state.closed = true;
+        state.busy_since = None;
+        let jobs = state.backlog.drain();
+        self.shared.report(&state);
+        drop(state);
+        drop(jobs);
+        self.shared.arrived.notify_all();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No code that can panic runs under this lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn report(&self, state: &State) {
+        self.metrics.queue_now(state.backlog.rows(), state.backlog.tokens());
+    }
+
+    fn forget_abandoned(&self, state: &mut State) {
+        if std::mem::take(&mut state.abandoned) {
+            let unwanted = state.backlog.sweep();
+            self.cancelled(unwanted);
+        }
+    }
+
+    /// Dropping the jobs answers them; nobody listens.
+    fn cancelled(&self, unwanted: Vec<Job>) {
+        if !unwanted.is_empty() {
+            self.metrics.cancelled(unwanted.len());
+        }
+    }
+}
+
+impl State {
+    /// Time until the backlog is expected to be done.
+    fn expected_wait(&self) -> Duration {
+        if self.tokens_per_second <= 0.0 {
+            return Duration::from_secs(1);
+        }
+        // Bounded before the conversion, which panics on values that no clock holds.
+        Duration::from_secs_f64((self.backlog.tokens() as f64 / self.tokens_per_second).clamp(0.0, 3600.0))
+    }
+}

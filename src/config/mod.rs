@@ -1,0 +1,213 @@
+//! The resolved configuration: what the command line, the environment and models.toml together mean.
+//!
+//! Every limit is a named field here with its reason. `environment` is the only reader of the environment that flags
+//! do not cover: Hugging Face's variables, `PORT`, and the usual log settings.
+
+mod downloads;
+mod environment;
+mod resolve;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use thiserror::Error;
+
+pub use downloads::source;
+pub use environment::{Environment, LogConfig, health_port, log};
+pub use resolve::{addresses, catalogue, is_loopback};
+
+use crate::catalog::{CatalogError, Names, SourceSpec};
+use crate::kernel::Isa;
+use crate::observe::secret::Secret;
+use crate::request::{Side, TokenArrays};
+
+/// The model that is served when nobody chooses one: small, permissively licensed, known to everybody.
+pub const DEFAULT_MODEL: &str = "sentence-transformers/all-MiniLM-L6-v2";
+
+/// Everything `app` needs to start.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub names: Names,
+    pub http: HttpConfig,
+    pub requests: RequestConfig,
+    pub batch: BatchConfig,
+    pub lifecycle: LifecycleConfig,
+    pub source: SourceConfig,
+}
+
+/// The wire's limits.
+#[derive(Debug, Clone)]
+pub struct HttpConfig {
+    pub host: String,
+    pub port: u16,
+    /// Empty: any key, or none, is accepted.
+    pub api_keys: Vec<ApiKey>,
+    /// Serve a non-loopback address without keys.
+    pub insecure: bool,
+    /// Exact origins; empty: no CORS headers at all.
+    pub cors_origins: Vec<String>,
+    /// 32 MiB: 300,000 tokens are about 2 MB of plain JSON and several times that when escaped.
+    pub max_body_bytes: usize,
+    /// All request bodies being held at once; a byte-weighted permit bounds memory under many large requests.
+    pub max_bodies_bytes: usize,
+    /// 64 KiB: OpenAI tells clients to stay below that.
+    pub max_header_bytes: usize,
+    /// 100: hyper's own default, far above what any client sends.
+    pub max_headers: usize,
+    /// A permit is taken before accept, so a refused connection costs nothing.
+    pub max_connections: usize,
+    /// Against slow-loris.
+    pub header_timeout: Duration,
+    /// Idle time between requests of one connection.
+    pub idle_timeout: Duration,
+    /// Time for one request body to arrive.
+    pub body_timeout: Duration,
+    /// Time without progress while writing to a client that does not read.
+    pub write_timeout: Duration,
+    /// Whether `/metrics` needs no key.
+    pub metrics_public: bool,
+}
+
+/// A key with the name that logs and metrics may show.
+#[derive(Debug, Clone)]
+pub struct ApiKey {
+    pub name: String,
+    pub key: Secret,
+}
+
+/// What one request may ask.
+#[derive(Debug, Clone)]
+pub struct RequestConfig {
+    /// 2,048: OpenAI's published limit.
+    pub max_inputs: usize,
+    /// 300,000: OpenAI's published limit.
+    pub max_request_tokens: usize,
+    /// 64 bytes of one text per token of the model's limit: more than any natural language needs, and a bound on the
+    /// cost of tokenising before it is paid.
+    pub max_input_bytes_per_token: usize,
+    pub allow_empty_input: bool,
+    pub accept_any_model: bool,
+    /// How token arrays are read by models whose catalogue entry does not say.
+    pub token_arrays: TokenArrays,
+    /// Truncation of over-long inputs where neither request nor model says; `None` = they are an error.
+    pub truncate: Option<Side>,
+    /// 600 s: what the OpenAI clients wait. A CPU needs minutes for a request of 300,000 tokens, and refusing it half
+    /// way would only make the client send it again.
+    pub request_timeout: Duration,
+}
+
+/// Queue and batch budgets, each model.
+#[derive(Debug, Clone)]
+pub struct BatchConfig {
+    /// Rows waiting at most: two requests of the largest size.
+    pub queue_rows: usize,
+    /// Tokens waiting at most; both are enforced. Bounds memory: a token waits as four bytes.
+    pub queue_tokens: usize,
+    /// A request of which no row has started after this long is refused: its client would give up anyway.
+    pub queue_timeout: Duration,
+    /// Real tokens of one forward pass; `None` = what the device runs at full speed.
+    pub max_batch_tokens: Option<usize>,
+    /// Rows of one forward pass.
+    pub max_batch_rows: usize,
+    /// CPU threads for tokenising and computing together.
+    pub threads: usize,
+    /// One forward pass may take this long before the model counts as stalled.
+    pub stall_limit: Duration,
+    /// Kernels to use.
+    pub isa: Isa,
+}
+
+/// Start and stop.
+#[derive(Debug, Clone)]
+pub struct LifecycleConfig {
+    /// Not ready but still accepting, so that balancers notice first.
+    pub drain_delay: Duration,
+    /// In-flight work may take this long after that; together they fit Kubernetes' 30 s.
+    pub drain_grace: Duration,
+}
+
+/// Where files may come from, and how patiently.
+#[derive(Debug, Clone)]
+pub struct SourceConfig {
+    /// The Hub cache (`HF_HUB_CACHE`), shared with every other Hugging Face tool.
+    pub hub_cache: PathBuf,
+    /// Our own cache, for files from wheels.
+    pub wheel_cache: PathBuf,
+    /// `HF_ENDPOINT`, without a trailing slash.
+    pub endpoint: String,
+    pub token: Option<Secret>,
+    /// No socket and no child process.
+    pub offline: bool,
+    /// Longest time without a byte before an attempt is given up.
+    pub stall_timeout: Duration,
+    /// Longest time for one file, attempts together.
+    pub file_timeout: Duration,
+    /// Attempts per file.
+    pub attempts: u32,
+    /// First pause between attempts; doubles, with a cap.
+    pub backoff: Duration,
+    /// Progress bars when standard error is a terminal, log lines otherwise.
+    pub progress_bars: bool,
+    /// The command that `pip download` is appended to, e.g. `python3 -m pip`.
+    pub pip: Vec<OsString>,
+}
+
+/// Why the settings do not make a configuration.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    #[error("{flag} = {value}: {reason}")]
+    Invalid { flag: &'static str, value: String, reason: String },
+    #[error("cannot read {path}: {reason}")]
+    File { path: PathBuf, reason: String },
+    #[error(
+        "{host} is reachable from other machines and no key is set; add --api-key or --api-key-file, or --insecure to \
+         serve anyone who reaches it"
+    )]
+    Exposed { host: String },
+    #[error("no home directory: set HF_HOME or --cache-dir")]
+    NoHome,
+}
+
+impl Config {
+    /// Every resolved value, one per line, secrets masked: the body of `--print-config`.
+    pub fn describe(&self) -> String {
+        let mut lines = Vec::new();
+        for (index, model) in self.names.models().iter().enumerate() {
+            let default = if index == self.names.default_index() { " (default)" } else { "" };
+            lines.push(format!("model                = {}{default}", model.id));
+            lines.extend(
+                model.sources.iter().map(|source| format!("  source             = {}", describe_source(source))),
+            );
+        }
+        let aliases: Vec<String> = self
+            .names
+            .entries()
+            .into_iter()
+            .filter_map(|entry| {
+                let model = self.names.models().get(entry.model_index)?;
+                (model.id != entry.name).then(|| format!("{} -> {}", entry.name, model.id))
+            })
+            .collect();
+        lines.push(format!("aliases              = [{}]", aliases.join(", ")));
+        lines.push(format!("{:#?}", self.http));
+        lines.push(format!("{:#?}", self.requests));
+        lines.push(format!("{:#?}", self.batch));
+        lines.push(format!("{:#?}", self.lifecycle));
+        lines.push(format!("{:#?}", self.source));
+        lines.join("\n")
+    }
+}
+
+fn describe_source(source: &SourceSpec) -> String {
+    match source {
+        SourceSpec::Hub { repo, revision, .. } => format!("hub {} at {}", repo.as_str(), revision.as_str()),
+        SourceSpec::Wheel { package, version, .. } => format!("wheel {package} {version}"),
+        SourceSpec::Directory { path } => format!("directory {}", path.display()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

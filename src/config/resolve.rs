@@ -1,0 +1,252 @@
+//! From what was typed to what it means: models and their names, the wire's limits, keys, device and kernels.
+
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::catalog::id::Revision;
+use crate::catalog::{self, CatalogError, ModelSpec, Names, SourceSpec};
+use crate::cli::{IsaArg, PoolingArg, ServeArgs, ServerArgs, TokenArraysArg};
+use crate::config::environment::port;
+use crate::config::{
+    ApiKey, BatchConfig, Config, ConfigError, DEFAULT_MODEL, Environment, HttpConfig, LifecycleConfig, RequestConfig,
+    source,
+};
+use crate::kernel::Isa;
+use crate::observe::secret::Secret;
+use crate::pool::PoolingMode;
+use crate::request::{Side, TokenArrays};
+use crate::threads;
+
+impl Config {
+    /// Resolves what was typed against the environment and the catalogue.
+    ///
+    /// # Errors
+    /// See [`ConfigError`]; each names the flag and what to do.
+    pub fn resolve(args: &ServeArgs, environment: &Environment) -> Result<Self, ConfigError> {
+        check_device(&args.models.device, &args.models.dtype)?;
+        let names = names(args)?;
+        let http = http(&args.server, environment)?;
+        let requests = RequestConfig {
+            max_inputs: at_least_one("--max-inputs", args.requests.max_inputs)?,
+            max_request_tokens: at_least_one("--max-request-tokens", args.requests.max_request_tokens)?,
+            max_input_bytes_per_token: 64,
+            allow_empty_input: args.requests.allow_empty_input,
+            accept_any_model: args.models.accept_any_model,
+            token_arrays: match args.requests.token_arrays {
+                TokenArraysArg::Auto => TokenArrays::Auto,
+                TokenArraysArg::Model => TokenArrays::Model,
+                TokenArraysArg::Cl100k => TokenArrays::Cl100k,
+                TokenArraysArg::Reject => TokenArrays::Reject,
+            },
+            truncate: args.requests.auto_truncate.then_some(Side::End),
+            request_timeout: args.requests.request_timeout,
+        };
+        let batch = BatchConfig {
+            queue_rows: at_least_one("--queue-rows", args.batching.queue_rows)?,
+            queue_tokens: at_least_one("--queue-tokens", args.batching.queue_tokens)?,
+            queue_timeout: args.batching.queue_timeout,
+            max_batch_tokens: args.batching.max_batch_tokens,
+            max_batch_rows: at_least_one("--max-batch-rows", args.batching.max_batch_rows.unwrap_or(usize::MAX))?,
+            threads: at_least_one("--threads", args.batching.threads.unwrap_or_else(threads::available))?,
+            stall_limit: args.batching.stall_limit,
+            isa: isa(args.batching.kernel_isa)?,
+        };
+        let lifecycle = LifecycleConfig { drain_delay: args.server.drain_delay, drain_grace: args.server.drain_grace };
+        Ok(Self { names, http, requests, batch, lifecycle, source: source(&args.source, environment)? })
+    }
+}
+
+fn names(args: &ServeArgs) -> Result<Names, ConfigError> {
+    let catalogue = catalogue(args.source.catalog.as_deref())?;
+    let chosen = [args.models.model.as_slice(), &args.models.positional].concat();
+    let chosen = if chosen.is_empty() { vec![DEFAULT_MODEL.to_owned()] } else { chosen };
+    let mut models = Vec::with_capacity(chosen.len());
+    for choice in &chosen {
+        models.push(Arc::new(overrule(catalog::resolve(choice, &catalogue)?, args, chosen.len())?));
+    }
+    let first = models.first().map(|model| model.id.clone()).unwrap_or_default();
+    let alias = |text: &String| match text.split_once('=') {
+        Some((alias, id)) => (alias.to_owned(), id.to_owned()),
+        None => (text.clone(), first.clone()),
+    };
+    let aliases: Vec<(String, String)> = args.models.served_model_name.iter().map(alias).collect();
+    let default = match &args.models.default_model {
+        None => 0,
+        Some(wanted) => {
+            let id = catalog::resolve(wanted, &catalogue)?.id;
+            models.iter().position(|model| model.id == id).ok_or_else(|| ConfigError::Invalid {
+                flag: "--default-model",
+                value: wanted.clone(),
+                reason: "it is not among the models served".to_owned(),
+            })?
+        }
+    };
+    Ok(Names::new(models, aliases, default, args.models.accept_any_model)?)
+}
+
+/// The catalogue file, or the one inside the binary.
+///
+/// # Errors
+/// An unreadable or invalid file.
+pub fn catalogue(path: Option<&Path>) -> Result<Vec<ModelSpec>, CatalogError> {
+    path.map_or_else(catalog::builtin, catalog::schema::load)
+}
+
+/// Flags that overrule a model's own settings.
+fn overrule(mut spec: ModelSpec, args: &ServeArgs, n_models: usize) -> Result<ModelSpec, ConfigError> {
+    if let Some(text) = &args.models.revision {
+        let invalid = |reason: String| ConfigError::Invalid { flag: "--revision", value: text.clone(), reason };
+        if n_models > 1 {
+            return Err(invalid("with several models, write --model owner/name@revision".to_owned()));
+        }
+        let wanted = Revision::parse(text).map_err(|error| invalid(error.to_string()))?;
+        spec.sources.retain(|source| matches!(source, SourceSpec::Hub { .. }));
+        for source in &mut spec.sources {
+            if let SourceSpec::Hub { revision, sha256, .. } = source {
+                // Hashes pinned for another revision say nothing about this one.
+                (*revision, *sha256) = (wanted.clone(), Vec::new());
+            }
+        }
+        if spec.sources.is_empty() {
+            return Err(invalid("the model has no Hub source".to_owned()));
+        }
+    }
+    spec.pooling = match args.models.pooling {
+        None => spec.pooling,
+        Some(PoolingArg::Cls) => Some(PoolingMode::Cls),
+        Some(PoolingArg::Mean) => Some(PoolingMode::Mean),
+        Some(PoolingArg::Max) => Some(PoolingMode::Max),
+        Some(PoolingArg::Last) => Some(PoolingMode::Last),
+        Some(PoolingArg::MeanSqrtLen) => Some(PoolingMode::MeanSqrtLen),
+    };
+    spec.max_tokens = args.models.max_model_len.or(spec.max_tokens);
+    Ok(spec)
+}
+
+fn check_device(device: &str, dtype: &str) -> Result<(), ConfigError> {
+    match device {
+        "auto" | "cpu" => {}
+        _ => {
+            let reason = "this build computes on the CPU only; use cpu or auto".to_owned();
+            return Err(ConfigError::Invalid { flag: "--device", value: device.to_owned(), reason });
+        }
+    }
+    match dtype {
+        "f32" | "float32" | "fp32" => Ok(()),
+        _ => {
+            let reason = "f32 is implemented".to_owned();
+            Err(ConfigError::Invalid { flag: "--dtype", value: dtype.to_owned(), reason })
+        }
+    }
+}
+
+fn isa(wanted: Option<IsaArg>) -> Result<Isa, ConfigError> {
+    let isa = match wanted {
+        None => return Ok(Isa::detect()),
+        Some(IsaArg::Portable) => Isa::Portable,
+        Some(IsaArg::Avx2) => Isa::Avx2,
+        Some(IsaArg::Avx512) => Isa::Avx512,
+    };
+    if isa.is_supported() {
+        return Ok(isa);
+    }
+    let reason = format!("this processor lacks it; the best it has is {}", Isa::detect());
+    Err(ConfigError::Invalid { flag: "--kernel-isa", value: isa.to_string(), reason })
+}
+
+fn at_least_one(flag: &'static str, value: usize) -> Result<usize, ConfigError> {
+    if value > 0 {
+        return Ok(value);
+    }
+    Err(ConfigError::Invalid { flag, value: value.to_string(), reason: "expected 1 or more".to_owned() })
+}
+
+fn http(args: &ServerArgs, environment: &Environment) -> Result<HttpConfig, ConfigError> {
+    let api_keys = api_keys(args)?;
+    let port = match args.port {
+        Some(port) => port,
+        None => port(environment)?.unwrap_or(8080),
+    };
+    let host = args.host.trim_start_matches('[').trim_end_matches(']').to_owned();
+    let addresses = addresses(&host, port)?;
+    if api_keys.is_empty() && !args.insecure && !addresses.iter().all(|address| is_loopback(address.ip())) {
+        return Err(ConfigError::Exposed { host });
+    }
+    if let Some(origin) = args.cors_origins.iter().find(|origin| !origin.contains("://") || origin.ends_with('/')) {
+        let reason = "expected an exact origin such as https://app.example".to_owned();
+        return Err(ConfigError::Invalid { flag: "--cors-origins", value: origin.clone(), reason });
+    }
+    let max_body_bytes = at_least_one("--max-body-bytes", args.max_body_bytes)?;
+    if args.max_bodies_bytes < max_body_bytes {
+        let reason = format!("one body may have {max_body_bytes}");
+        let value = args.max_bodies_bytes.to_string();
+        return Err(ConfigError::Invalid { flag: "--max-bodies-bytes", value, reason });
+    }
+    if args.max_header_bytes < 8192 {
+        let (value, reason) = (args.max_header_bytes.to_string(), "expected 8192 or more".to_owned());
+        return Err(ConfigError::Invalid { flag: "--max-header-bytes", value, reason });
+    }
+    Ok(HttpConfig {
+        host,
+        port,
+        api_keys,
+        insecure: args.insecure,
+        cors_origins: args.cors_origins.clone(),
+        max_body_bytes,
+        max_bodies_bytes: args.max_bodies_bytes,
+        max_header_bytes: args.max_header_bytes,
+        max_headers: 100,
+        max_connections: at_least_one("--max-connections", args.max_connections)?,
+        header_timeout: args.header_timeout,
+        idle_timeout: args.idle_timeout,
+        body_timeout: args.body_timeout,
+        write_timeout: args.write_timeout,
+        metrics_public: args.metrics_public,
+    })
+}
+
+/// What a host name means. One that does not resolve is an error, never a reason to listen everywhere.
+///
+/// # Errors
+/// The name does not resolve.
+pub fn addresses(host: &str, port: u16) -> Result<Vec<SocketAddr>, ConfigError> {
+    let invalid = |reason: String| ConfigError::Invalid { flag: "--host", value: host.to_owned(), reason };
+    let addresses: Vec<SocketAddr> =
+        (host, port).to_socket_addrs().map_err(|error| invalid(error.to_string()))?.collect();
+    if addresses.is_empty() { Err(invalid("it does not resolve to an address".to_owned())) } else { Ok(addresses) }
+}
+
+/// Whether an address stays on this machine.
+pub const fn is_loopback(address: IpAddr) -> bool {
+    address.is_loopback()
+}
+
+fn api_keys(args: &ServerArgs) -> Result<Vec<ApiKey>, ConfigError> {
+    let mut keys: Vec<String> = args.api_key.clone();
+    for path in &args.api_key_file {
+        let read = |error: std::io::Error| ConfigError::File { path: path.clone(), reason: error.to_string() };
+        let text = std::fs::read_to_string(path).map_err(read)?;
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+        let before = keys.len();
+        keys.extend(lines.map(str::to_owned));
+        if keys.len() == before {
+            // An empty file must not silently open the server.
+            return Err(ConfigError::File { path: path.clone(), reason: "it holds no key".to_owned() });
+        }
+    }
+    let named = |(index, text): (usize, String)| {
+        let (name, key) = match text.split_once('=') {
+            Some((name, key)) if !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') => {
+                (name.to_owned(), key.to_owned())
+            }
+            _ => (format!("key-{}", index + 1), text),
+        };
+        if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+            let (value, reason) = (name, "a key is made of visible ASCII characters".to_owned());
+            return Err(ConfigError::Invalid { flag: "--api-key", value, reason });
+        }
+        Ok(ApiKey { name, key: Secret::new(key) })
+    };
+    keys.into_iter().enumerate().map(named).collect()
+}

@@ -1,0 +1,87 @@
+//! Precedence of flags over environment, the settings that must refuse to start, and Hugging Face's variables.
+
+use clap::Parser;
+
+use super::*;
+use crate::cli::Cli;
+
+fn resolve(args: &[&str], environment: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    let cli = Cli::try_parse_from(std::iter::once("embedserve").chain(args.iter().copied())).unwrap();
+    let home = ("HOME", "/home/somebody");
+    let environment = std::iter::once(&home).chain(environment).map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+    Config::resolve(&cli.serve, &Environment::new(environment))
+}
+
+#[test]
+fn the_defaults_serve_one_model_on_loopback() {
+    let config = resolve(&[], &[]).unwrap();
+    assert_eq!((config.http.host.as_str(), config.http.port), ("127.0.0.1", 8080));
+    assert_eq!(config.names.models().len(), 1);
+    assert_eq!(config.names.models()[0].id, DEFAULT_MODEL);
+    assert_eq!(config.names.find(Some("ALL-minilm-l6-v2")), Some(0));
+    assert_eq!(config.source.hub_cache, PathBuf::from("/home/somebody/.cache/huggingface/hub"));
+}
+
+#[test]
+fn a_flag_wins_over_port_and_port_over_the_default() {
+    assert_eq!(resolve(&[], &[("PORT", "9000")]).unwrap().http.port, 9000);
+    assert_eq!(resolve(&["--port", "7000"], &[("PORT", "9000")]).unwrap().http.port, 7000);
+    assert!(matches!(resolve(&[], &[("PORT", "http")]), Err(ConfigError::Invalid { flag: "PORT", .. })));
+}
+
+#[test]
+fn an_open_address_needs_keys_or_consent() {
+    assert!(matches!(resolve(&["--host", "0.0.0.0"], &[]), Err(ConfigError::Exposed { .. })));
+    assert!(resolve(&["--host", "0.0.0.0", "--insecure"], &[]).is_ok());
+    assert!(resolve(&["--host", "0.0.0.0", "--api-key", "k"], &[]).is_ok());
+    assert!(matches!(resolve(&["--host", "no such host"], &[]), Err(ConfigError::Invalid { flag: "--host", .. })));
+}
+
+#[test]
+fn keys_have_names_and_never_show() {
+    let config = resolve(&["--api-key", "first-secret", "--api-key", "team=second-secret"], &[]).unwrap();
+    let names: Vec<&str> = config.http.api_keys.iter().map(|key| key.name.as_str()).collect();
+    assert_eq!(names, ["key-1", "team"]);
+    let config = resolve(&["--api-key", "first-secret", "--hf-token", "hub-secret"], &[]).unwrap();
+    let shown = config.describe();
+    assert!(shown.contains("***") && !shown.contains("first-secret") && !shown.contains("hub-secret"), "{shown}");
+}
+
+#[test]
+fn hugging_face_variables_are_honoured() {
+    let cache = |environment: &[(&str, &str)]| resolve(&[], environment).unwrap().source.hub_cache;
+    assert_eq!(cache(&[("HF_HOME", "/hf")]), PathBuf::from("/hf/hub"));
+    assert_eq!(cache(&[("HF_HOME", "/hf"), ("HF_HUB_CACHE", "/hub")]), PathBuf::from("/hub"));
+    assert_eq!(cache(&[("HUGGINGFACE_HUB_CACHE", "/old")]), PathBuf::from("/old"));
+    for name in ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"] {
+        assert!(resolve(&[], &[(name, "1")]).unwrap().source.offline);
+        assert!(!resolve(&[], &[(name, "0")]).unwrap().source.offline);
+    }
+    let source = resolve(&[], &[("HF_ENDPOINT", "http://mirror/"), ("HF_TOKEN", "t")]).unwrap().source;
+    assert_eq!(source.endpoint, "http://mirror");
+    assert_eq!(source.token.unwrap().expose(), "t");
+    assert!(resolve(&[], &[("HF_ENDPOINT", "mirror")]).is_err());
+}
+
+#[test]
+fn what_this_build_cannot_do_is_refused_at_start() {
+    for (flag, value) in [("--device", "cuda"), ("--dtype", "int8"), ("--max-inputs", "0"), ("--model", "bge-huge")] {
+        assert!(resolve(&[flag, value], &[]).is_err(), "{flag} {value}");
+    }
+    let several = ["-m", "BAAI/bge-small-en-v1.5", "-m", "BAAI/bge-base-en-v1.5", "--revision", "main"];
+    assert!(matches!(resolve(&several, &[]), Err(ConfigError::Invalid { flag: "--revision", .. })));
+}
+
+#[test]
+fn aliases_and_the_default_model_refer_to_served_models() {
+    let models = ["-m", "BAAI/bge-small-en-v1.5", "-m", "BAAI/bge-base-en-v1.5"];
+    let with = |more: &[&str]| resolve(&[&models[..], more].concat(), &[]);
+    let config = with(&["-a", "small", "-a", "base=BAAI/bge-base-en-v1.5", "--default-model", "bge-base-en-v1.5"]);
+    let names = config.unwrap().names;
+    assert_eq!((names.find(Some("small")), names.find(Some("base"))), (Some(0), Some(1)));
+    assert_eq!(names.find(None), None);
+    assert!(with(&["-a", "x=nobody"]).is_err());
+    assert!(with(&["--default-model", "nobody"]).is_err());
+    let any = with(&["--accept-any-model", "--default-model", "BAAI/bge-base-en-v1.5"]).unwrap().names;
+    assert_eq!((any.find(None), any.find(Some("text-embedding-3-small"))), (Some(1), Some(1)));
+}

@@ -1,0 +1,108 @@
+//! The CPU kernels, with the instruction set chosen at run time: no build flags, one binary for every x86-64.
+//!
+//! Element-wise kernels are written once in plain Rust and compiled per instruction set by [`dispatch!`]; the matrix
+//! product has hand-written tiles in [`linear`]. AVX2 and AVX-512 give the same bits: every result is one chain of
+//! fused multiply-adds over k, whatever the vector width. The portable level rounds products before adding them (a
+//! fused multiply-add without hardware support is a library call), so its last bits differ.
+
+#![expect(
+    unsafe_code,
+    reason = "vector intrinsics and disjoint writes from several threads; each block states why it is sound"
+)]
+#![expect(clippy::inline_always, reason = "a kernel body must be inlined to take on the target features of its caller")]
+
+pub mod activation;
+pub mod attention;
+pub mod embed;
+pub mod linear;
+pub mod norm;
+pub mod reduce;
+
+use std::fmt;
+
+/// Instruction set levels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Isa {
+    /// No assumption beyond the compilation target.
+    Portable,
+    /// AVX2 and FMA.
+    Avx2,
+    /// AVX-512 F and VL, beside AVX2 and FMA.
+    Avx512,
+}
+
+impl Isa {
+    /// The best level of this processor.
+    pub fn detect() -> Self {
+        Self::ALL.into_iter().rev().find(|isa| isa.is_supported()).unwrap_or(Self::Portable)
+    }
+
+    /// In rising order.
+    pub const ALL: [Self; 3] = [Self::Portable, Self::Avx2, Self::Avx512];
+
+    pub fn is_supported(self) -> bool {
+        match self {
+            Self::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => {
+                is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") && Self::Avx2.is_supported()
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Avx2 | Self::Avx512 => false,
+        }
+    }
+
+    /// The name used by `--kernel-isa` and in logs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+        }
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// `a·b + c`, fused where the instruction set has it.
+#[inline(always)]
+pub(crate) fn multiply_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FUSED { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// Compiles one generic kernel body per instruction set and calls the one asked for.
+///
+/// `dispatch!(isa, body::<FUSED>(arguments))`: the body must be `#[inline(always)]`, so that it takes on the target
+/// features of the wrapper it is inlined into and the compiler vectorises it accordingly.
+macro_rules! dispatch {
+    ($isa:expr, $body:ident ( $($name:ident : $type:ty),* $(,)? ) $(-> $out:ty)?) => {{
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx2,fma")]
+        fn avx2($($name: $type),*) $(-> $out)? { $body::<true>($($name),*) }
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx512f,avx512vl,avx2,fma")]
+        fn avx512($($name: $type),*) $(-> $out)? { $body::<true>($($name),*) }
+        match $isa {
+            $crate::kernel::cpu::Isa::Portable => $body::<false>($($name),*),
+            #[cfg(target_arch = "x86_64")]
+            $crate::kernel::cpu::Isa::Avx2 => {
+                // SAFETY: an `Isa` above portable is only chosen after `is_supported` returned true.
+                unsafe { avx2($($name),*) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            $crate::kernel::cpu::Isa::Avx512 => {
+                // SAFETY: as above.
+                unsafe { avx512($($name),*) }
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => $body::<false>($($name),*),
+        }
+    }};
+}
+pub(crate) use dispatch;

@@ -1,0 +1,235 @@
+//! A verified model folder becomes a serving model: configuration read, weights packed, tokenizer framed, self-test
+//! passed, device thread started.
+//!
+//! Runs on the loading thread. Everything that could make a vector silently wrong is an error here, before the model
+//! is called ready.
+
+pub mod modules;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use candle_core::Device;
+use serde_json::Value;
+use thiserror::Error;
+
+use crate::arch::{self, ArchError};
+use crate::batch::plan::Budget;
+use crate::batch::{Queue, QueueLimits};
+use crate::catalog::ModelSpec;
+use crate::catalog::id::RelPath;
+use crate::config::{BatchConfig, RequestConfig};
+use crate::engine::Served;
+use crate::kernel::{Isa, Linear, PackedMatrix};
+use crate::observe::metrics::{Metrics, ModelInfo};
+use crate::observe::progress::LoadProgress;
+use crate::pool::Head;
+use crate::request::{Dimensions, RequestLimits};
+use crate::runner::warmup::{self, WarmupError};
+use crate::runner::{self, Computation};
+use crate::threads::Threads;
+use crate::tokenize::load::TokenizerLoadError;
+use crate::tokenize::workers::Workers;
+use crate::tokenize::{Tokenizer, TokenizerSource};
+use crate::weights::{Weights, WeightsError};
+use modules::{DenseModule, Modules, ModulesError, required_json};
+
+/// A probe with words, digits, punctuation and a second script; any tokenizer makes several tokens of it.
+const PROBE: &str = "The quick brown fox jumps over 13 lazy dogs; не спеши.";
+
+/// Why a model folder cannot be served.
+#[derive(Debug, Error)]
+pub enum LoadError {
+    #[error(transparent)]
+    Modules(#[from] ModulesError),
+    #[error(transparent)]
+    Arch(#[from] ArchError),
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerLoadError),
+    #[error("the tokenizer failed on a probe: {0}")]
+    Probe(String),
+    #[error(transparent)]
+    Warmup(#[from] WarmupError),
+    #[error("a row of {row} tokens does not fit a batch of {batch}: raise --max-batch-tokens or lower --max-model-len")]
+    BatchTooSmall { row: usize, batch: usize },
+    #[error("{field} = {value} does not fit the model: {reason}")]
+    Setting { field: &'static str, value: String, reason: String },
+    #[error("cannot start the device thread: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// What every model of the process shares.
+#[derive(Debug, Clone)]
+pub struct Shared {
+    pub threads: Arc<Threads>,
+    pub workers: Workers,
+    pub metrics: Arc<Metrics>,
+    pub isa: Isa,
+}
+
+/// A model ready to serve, and the thread to join when it is closed.
+#[derive(Debug)]
+pub struct Loaded {
+    pub served: Served,
+    pub thread: std::thread::JoinHandle<()>,
+}
+
+/// Builds the model that lies in `folder`.
+///
+/// # Errors
+/// See [`LoadError`].
+pub fn load(
+    spec: &ModelSpec,
+    folder: &Path,
+    revision: Option<&str>,
+    (requests, batch): (&RequestConfig, &BatchConfig),
+    (shared, progress): (&Shared, &LoadProgress),
+) -> Result<Loaded, LoadError> {
+    let start = Instant::now();
+    progress.enter("reading weights".to_owned(), 0);
+    let device = Device::Cpu;
+    let modules = Modules::read(folder, spec.pooling, spec.normalize)?;
+    let config = required_json(&folder.join("config.json"))?;
+    let encoder = arch::load(&config, &weight_files(folder)?, &device, shared.isa)?;
+    let head = head(&modules, encoder.spec.hidden_size, shared.isa)?;
+    let limits =
+        limits(spec, &modules, encoder.spec.max_tokens(), head.dimensions(encoder.spec.hidden_size), requests)?;
+    let budget = batch_budget(batch, limits.max_tokens)?;
+
+    progress.enter("warming up".to_owned(), 0);
+    let model_metrics = shared.metrics.model(&spec.id);
+    let tokenizer = Tokenizer::load(
+        TokenizerSource {
+            name: &spec.id,
+            path: &folder.join("tokenizer.json"),
+            vocab_rows: encoder.spec.vocab_size,
+            lower_case: modules.lower_case,
+            limits: limits.clone(),
+        },
+        shared.workers.clone(),
+        Arc::clone(&model_metrics),
+    )?;
+    let probe = tokenizer.encode_probe(PROBE).map_err(LoadError::Probe)?;
+    let mut computation = Computation { encoder: encoder.encoder, head, threads: Arc::clone(&shared.threads) };
+    let forward = warmup::self_test(&mut computation, &probe, Dimensions::native(&limits))?;
+
+    model_metrics.set_info(&ModelInfo {
+        revision: revision.unwrap_or("none").to_owned(),
+        architecture: encoder.architecture.clone(),
+        dtype: "f32".to_owned(),
+        device: "cpu".to_owned(),
+        pooling: modules.pooling.name().to_owned(),
+        dimensions: limits.dimensions,
+    });
+    model_metrics.loaded(start.elapsed(), encoder.weight_bytes);
+    tracing::info!(
+        model = spec.id,
+        architecture = encoder.architecture,
+        dimensions = limits.dimensions,
+        max_tokens = limits.max_tokens,
+        pooling = modules.pooling.name(),
+        normalize = modules.normalize,
+        weight_mib = encoder.weight_bytes >> 20,
+        kernels = %shared.isa,
+        forward_ms = forward.as_secs_f64() * 1e3,
+        load_ms = start.elapsed().as_secs_f64() * 1e3,
+        "model loaded"
+    );
+    let queue_limits =
+        QueueLimits { rows: batch.queue_rows, tokens: batch.queue_tokens, timeout: batch.queue_timeout, batch: budget };
+    let queue = Queue::new(queue_limits, model_metrics);
+    let runner = runner::spawn(&spec.id, computation, queue.clone(), batch.stall_limit, &shared.metrics)?;
+    Ok(Loaded { served: Served { limits, tokenizer, queue, runner: runner.info }, thread: runner.thread })
+}
+
+/// The weight files of a folder: one, or the shards that the index names.
+fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, LoadError> {
+    let index = folder.join("model.safetensors.index.json");
+    if !index.exists() {
+        return Ok(vec![folder.join("model.safetensors")]);
+    }
+    let value = required_json(&index)?;
+    let format = |reason: String| ModulesError::Format { path: index.clone(), reason };
+    let map = value.get("weight_map").and_then(Value::as_object);
+    let map = map.ok_or_else(|| format("weight_map is missing".to_owned()))?;
+    let mut names: Vec<&str> = map.values().filter_map(Value::as_str).collect();
+    names.sort_unstable();
+    names.dedup();
+    let shards = names.into_iter().map(|name| match RelPath::parse(name) {
+        Ok(name) => Ok(folder.join(name.as_str())),
+        Err(error) => Err(format(error.to_string()).into()),
+    });
+    shards.collect()
+}
+
+fn head(modules: &Modules, hidden_size: usize, isa: Isa) -> Result<Head, LoadError> {
+    let mut width = hidden_size;
+    let mut dense = Vec::with_capacity(modules.dense.len());
+    for module in &modules.dense {
+        if module.in_features != width {
+            let reason = format!("the layer before it gives {width} values");
+            return Err(LoadError::Setting { field: "in_features", value: module.in_features.to_string(), reason });
+        }
+        dense.push(load_dense(module, isa)?);
+        width = module.out_features;
+    }
+    Ok(Head { pooling: modules.pooling, dense, normalize: modules.normalize })
+}
+
+fn load_dense(module: &DenseModule, isa: Isa) -> Result<Linear, WeightsError> {
+    let weights = Weights::open(std::slice::from_ref(&module.weights), str::to_owned)?;
+    let (n, k) = (module.out_features, module.in_features);
+    let weight = weights.take("linear.weight", &[n, k])?;
+    let bias = module.bias.then(|| weights.take("linear.bias", &[n])).transpose()?;
+    weights.refuse_unread(|_| true)?;
+    Ok(Linear { weight: Arc::new(PackedMatrix::pack(n, k, &weight, bias)), activation: module.activation, isa })
+}
+
+fn limits(
+    spec: &ModelSpec,
+    modules: &Modules,
+    positions: usize,
+    dimensions: usize,
+    requests: &RequestConfig,
+) -> Result<RequestLimits, LoadError> {
+    let own = modules.max_tokens.map_or(positions, |tokens| tokens.min(positions));
+    let max_tokens = match spec.max_tokens {
+        Some(value) if value == 0 || value > positions => {
+            let reason = format!("expected 1 to {positions}");
+            return Err(LoadError::Setting { field: "max_tokens", value: value.to_string(), reason });
+        }
+        Some(value) => value,
+        None => own,
+    };
+    if let Some(value) = spec.dimensions
+        && value != dimensions
+    {
+        let reason = format!("its weights give {dimensions}");
+        return Err(LoadError::Setting { field: "dimensions", value: value.to_string(), reason });
+    }
+    Ok(RequestLimits {
+        max_tokens,
+        dimensions,
+        matryoshka: spec.matryoshka.unwrap_or(false),
+        max_inputs: requests.max_inputs,
+        max_request_tokens: requests.max_request_tokens,
+        max_input_bytes: max_tokens.saturating_mul(requests.max_input_bytes_per_token),
+        allow_empty_input: requests.allow_empty_input,
+        token_arrays: spec.token_arrays.unwrap_or(requests.token_arrays),
+        truncate: spec.truncate.unwrap_or(requests.truncate),
+    })
+}
+
+/// The batch budget: as configured, or on the CPU just large enough that the kernels run at full speed. Larger
+/// batches gain nothing without padding, and a newcomer would wait longer.
+fn batch_budget(batch: &BatchConfig, max_tokens: usize) -> Result<Budget, LoadError> {
+    const CPU_BATCH_TOKENS: usize = 2048;
+    let tokens = batch.max_batch_tokens.unwrap_or(CPU_BATCH_TOKENS.max(max_tokens));
+    if tokens < max_tokens {
+        return Err(LoadError::BatchTooSmall { row: max_tokens, batch: tokens });
+    }
+    Ok(Budget { rows: batch.max_batch_rows, tokens })
+}

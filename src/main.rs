@@ -1,0 +1,3 @@
+//! The executable; it gains its commands with the server.
+
+fn main() {}

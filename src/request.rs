@@ -1,0 +1,425 @@
+//! One embeddings request as a value: whatever exists as an [`EmbedRequest`] has passed every check that needs no
+//! tokenizer (counts, empty inputs, dimensions, truncation, byte caps).
+//!
+//! Plain types only: no JSON, no status codes, no clocks but the deadline that the caller brings. The wording that
+//! clients see lives in `http/error.rs`; here a failure is a [`RequestError`] that knows its place and its numbers.
+
+use std::fmt;
+use std::time::Instant;
+
+use thiserror::Error;
+
+/// What the wire delivered, types checked, values not yet.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct RawRequest {
+    /// The texts or token arrays, in order.
+    pub inputs: RawInputs,
+    /// `dimensions` as sent; integers beyond `i64` are saturated by the wire.
+    pub dimensions: Option<i64>,
+    /// `truncate`: TEI, Jina (bool), NIM, Cohere (word).
+    pub truncate: Option<TruncateField>,
+    /// `truncation`: Voyage.
+    pub truncation: Option<bool>,
+    /// `truncate_prompt_tokens`: vLLM.
+    pub truncate_prompt_tokens: Option<i64>,
+    /// `truncation_side` (vLLM) or `truncation_direction` (TEI): the field's name and its value.
+    pub truncation_side: Option<(&'static str, String)>,
+    /// `token_encoding`: how to read token arrays.
+    pub token_encoding: Option<String>,
+}
+
+/// `truncate` is a bool for some clients and a word for others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TruncateField {
+    /// `true` = END, `false` = NONE.
+    Flag(bool),
+    /// `"NONE"`, `"START"`, `"END"` in any case.
+    Word(String),
+}
+
+/// The four shapes of `input`. `single` remembers whether the outer list was absent, for error messages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RawInputs {
+    /// One string, or a list of strings.
+    Texts { single: bool, texts: Vec<String> },
+    /// One flat list of ids, or a list of lists. Ids outside `i64` are saturated by the wire.
+    Tokens { single: bool, arrays: Vec<Vec<i64>> },
+}
+
+impl Default for RawInputs {
+    fn default() -> Self {
+        Self::Texts { single: false, texts: Vec::new() }
+    }
+}
+
+/// What one model and its operator allow; every number is a named setting or comes from the model's own files.
+#[derive(Debug, Clone)]
+pub struct RequestLimits {
+    /// Tokens of one input, special tokens included.
+    pub max_tokens: usize,
+    /// The model's native vector length.
+    pub dimensions: usize,
+    /// Whether `dimensions` below the native length is meaningful for this model.
+    pub matryoshka: bool,
+    /// Inputs of one request.
+    pub max_inputs: usize,
+    /// Tokens summed over one request.
+    pub max_request_tokens: usize,
+    /// Bytes of one text that are ever tokenised: cost must be bounded before it is measured.
+    pub max_input_bytes: usize,
+    /// `""` is embedded as its special tokens instead of being refused.
+    pub allow_empty_input: bool,
+    /// How token arrays are read when the request does not say.
+    pub token_arrays: TokenArrays,
+    /// The truncation that applies when the request does not say.
+    pub truncate: Option<Side>,
+}
+
+/// Which end of an over-long input is kept... and which is cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// Cut the end: the first tokens stay.
+    End,
+    /// Cut the start: the last tokens stay.
+    Start,
+}
+
+/// How over-long inputs are treated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Truncation {
+    /// `None`: an over-long input is an error.
+    pub side: Option<Side>,
+    /// Tokens kept at most, special tokens included.
+    pub max_tokens: usize,
+}
+
+/// The operator's reading of token arrays, `--token-arrays` or `token_arrays` in models.toml.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum TokenArrays {
+    /// Decide per array by its framing; ambiguity is an error, never a guess.
+    #[default]
+    Auto,
+    /// The model's own ids.
+    Model,
+    /// OpenAI's encodings, chosen by the requested model name.
+    Cl100k,
+    /// Refused.
+    Reject,
+}
+
+/// An explicit `token_encoding`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenEncoding {
+    Cl100k,
+    O200k,
+    Model,
+}
+
+impl TokenEncoding {
+    /// The name as it appears on the wire.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Cl100k => "cl100k_base",
+            Self::O200k => "o200k_base",
+            Self::Model => "model",
+        }
+    }
+}
+
+/// A request that is valid as far as can be known without tokenising.
+#[derive(Debug, Clone)]
+pub struct EmbedRequest {
+    /// The model name as the client wrote it: it chooses the encoding of token arrays.
+    pub requested_model: String,
+    /// One entry per vector to return, in order.
+    pub inputs: Vec<Input>,
+    /// Whether the client sent a bare string or a flat token array.
+    pub single: bool,
+    /// Vector length to return.
+    pub dimensions: Dimensions,
+    pub truncation: Truncation,
+    pub token_encoding: Option<TokenEncoding>,
+    /// When the answer stops being useful.
+    pub deadline: Instant,
+}
+
+/// One text to embed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Input {
+    Text(String),
+    /// Token ids whose encoding is still to be decided. Negative ids survive until they can be reported.
+    Tokens(Vec<i64>),
+}
+
+/// A vector length the model can give: 1 to native.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dimensions(usize);
+
+impl Dimensions {
+    /// The model's own length.
+    pub const fn native(limits: &RequestLimits) -> Self {
+        Self(limits.dimensions)
+    }
+
+    /// Checks `requested` against the model.
+    ///
+    /// # Errors
+    /// Below 1, above native, or below native on a model that was not trained for it.
+    pub fn parse(requested: i64, limits: &RequestLimits) -> Result<Self, RequestError> {
+        if requested < 1 {
+            return Err(RequestError::DimensionsTooSmall { value: requested });
+        }
+        match usize::try_from(requested) {
+            Ok(value) if value == limits.dimensions => Ok(Self(value)),
+            Ok(value) if value < limits.dimensions && limits.matryoshka => Ok(Self(value)),
+            _ if !limits.matryoshka => Err(RequestError::DimensionsUnsupported),
+            _ => Err(RequestError::DimensionsTooLarge { value: requested, native: limits.dimensions }),
+        }
+    }
+
+    pub const fn get(self) -> usize {
+        self.0
+    }
+}
+
+/// Where in the request a problem lies; displays as `input`, `input[3]` or `input[3][7]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    single: bool,
+    index: usize,
+    token: Option<usize>,
+}
+
+impl Place {
+    /// The input at `index`; a bare string or flat token array has no index to show.
+    pub const fn input(single: bool, index: usize) -> Self {
+        Self { single, index, token: None }
+    }
+
+    /// One id of the token array at this place.
+    #[must_use]
+    pub const fn token(self, position: usize) -> Self {
+        Self { token: Some(position), ..self }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("input")?;
+        if !self.single {
+            write!(f, "[{}]", self.index)?;
+        }
+        if let Some(token) = self.token {
+            write!(f, "[{token}]")?;
+        }
+        Ok(())
+    }
+}
+
+/// How the size of an over-long input is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Measured {
+    /// Counted with the model's tokenizer, special tokens included.
+    Tokens(usize),
+    /// Refused by the byte cap before tokenising.
+    Bytes(usize),
+}
+
+/// Everything a request can have wrong with its values.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum RequestError {
+    #[error("empty array: {place}")]
+    EmptyArray { place: String },
+    #[error("empty string: {place}")]
+    EmptyString { place: Place },
+    #[error("too many inputs, limit: {limit}")]
+    TooManyInputs { limit: usize },
+    #[error("this model has one vector length")]
+    DimensionsUnsupported,
+    #[error("dimensions above native {native}: {value}")]
+    DimensionsTooLarge { value: i64, native: usize },
+    #[error("dimensions below 1: {value}")]
+    DimensionsTooSmall { value: i64 },
+    #[error("invalid value for {field}: {value}")]
+    InvalidValue { field: &'static str, value: String, allowed: String },
+    #[error("input too long at {place}, limit: {limit}")]
+    TooLong { place: Place, limit: usize, measured: Measured },
+    #[error("request of {tokens} tokens, limit: {limit}")]
+    TooManyTokens { tokens: usize, limit: usize },
+    #[error("not a token id of {vocabulary} at {place}: {id}")]
+    TokenId {
+        place: Place,
+        id: i64,
+        vocabulary: String,
+        /// Whether the message should point at `token_encoding: "model"`.
+        suggest_model: bool,
+    },
+    #[error("token ids read both ways at {place}")]
+    AmbiguousTokenIds { place: Place, encoding: &'static str },
+    #[error("token arrays are not accepted")]
+    TokenArraysRejected,
+}
+
+impl EmbedRequest {
+    /// Checks everything that needs no tokenizer.
+    ///
+    /// # Errors
+    /// The first problem found, in the order counts, empty inputs, dimensions, truncation fields, encoding.
+    pub fn parse(
+        requested_model: String,
+        raw: RawRequest,
+        limits: &RequestLimits,
+        deadline: Instant,
+    ) -> Result<Self, RequestError> {
+        let (single, inputs) = parse_inputs(raw.inputs, limits)?;
+        let dimensions = match raw.dimensions {
+            Some(requested) => Dimensions::parse(requested, limits)?,
+            None => Dimensions::native(limits),
+        };
+        let fields = TruncationFields {
+            truncate: raw.truncate,
+            truncation: raw.truncation,
+            keep_tokens: raw.truncate_prompt_tokens,
+            side: raw.truncation_side,
+        };
+        let truncation = fields.resolve(limits)?;
+        let token_encoding = raw.token_encoding.map(parse_token_encoding).transpose()?;
+        Ok(Self { requested_model, inputs, single, dimensions, truncation, token_encoding, deadline })
+    }
+}
+
+fn parse_inputs(raw: RawInputs, limits: &RequestLimits) -> Result<(bool, Vec<Input>), RequestError> {
+    let (single, inputs): (bool, Vec<Input>) = match raw {
+        RawInputs::Texts { single, texts } => (single, texts.into_iter().map(Input::Text).collect()),
+        RawInputs::Tokens { single, arrays } => (single, arrays.into_iter().map(Input::Tokens).collect()),
+    };
+    if inputs.is_empty() {
+        return Err(RequestError::EmptyArray { place: "input".to_owned() });
+    }
+    if inputs.len() > limits.max_inputs {
+        return Err(RequestError::TooManyInputs { limit: limits.max_inputs });
+    }
+    for (index, input) in inputs.iter().enumerate() {
+        let place = Place::input(single, index);
+        match input {
+            Input::Text(text) if text.is_empty() && !limits.allow_empty_input => {
+                return Err(RequestError::EmptyString { place });
+            }
+            Input::Tokens(ids) if ids.is_empty() => {
+                return Err(RequestError::EmptyArray { place: place.to_string() });
+            }
+            Input::Tokens(_) if limits.token_arrays == TokenArrays::Reject => {
+                return Err(RequestError::TokenArraysRejected);
+            }
+            Input::Text(_) | Input::Tokens(_) => {}
+        }
+    }
+    Ok((single, inputs))
+}
+
+fn parse_token_encoding(name: String) -> Result<TokenEncoding, RequestError> {
+    [TokenEncoding::Cl100k, TokenEncoding::O200k, TokenEncoding::Model]
+        .into_iter()
+        .find(|encoding| encoding.name() == name)
+        .ok_or_else(|| RequestError::InvalidValue {
+            field: "token_encoding",
+            value: name,
+            allowed: "Supported values: ['cl100k_base', 'o200k_base', 'model']".to_owned(),
+        })
+}
+
+/// The four spellings of truncation that clients use; they must agree.
+struct TruncationFields {
+    truncate: Option<TruncateField>,
+    truncation: Option<bool>,
+    keep_tokens: Option<i64>,
+    side: Option<(&'static str, String)>,
+}
+
+impl TruncationFields {
+    /// The nearest setting wins: the request's fields, then the model's or the operator's default.
+    fn resolve(self, limits: &RequestLimits) -> Result<Truncation, RequestError> {
+        let side = self.side.as_ref().map(|(field, value)| parse_side(field, value)).transpose()?;
+        // `truncate` as "on, off, or on with this side".
+        let truncate = self.truncate.as_ref().map(parse_truncate).transpose()?;
+        if let (Some(Some(wanted)), Some(side)) = (truncate.map(|t| t.and_then(|t| t.side)), side)
+            && wanted != side
+        {
+            let (field, value) = self.side.unwrap_or(("truncation_side", String::new()));
+            return Err(contradiction(field, value, "It contradicts 'truncate'"));
+        }
+        let keep = self.keep_tokens.map(|n| parse_keep_tokens(n, limits)).transpose()?;
+        let by_truncate = truncate.map(|t| t.is_some());
+        if let (Some(a), Some(b)) = (by_truncate, self.truncation)
+            && a != b
+        {
+            return Err(contradiction("truncation", b.to_string(), "It contradicts 'truncate'"));
+        }
+        let switched = by_truncate.or(self.truncation);
+        if switched == Some(false)
+            && let Some(tokens) = self.keep_tokens
+        {
+            return Err(contradiction("truncate_prompt_tokens", tokens.to_string(), "Truncation is switched off"));
+        }
+        let chosen = truncate.flatten().and_then(|t| t.side).or(side);
+        let on = match switched {
+            Some(on) => on,
+            None => keep.is_some() || limits.truncate.is_some(),
+        };
+        let default_side = limits.truncate.unwrap_or(Side::End);
+        Ok(Truncation {
+            side: on.then(|| chosen.unwrap_or(default_side)),
+            max_tokens: keep.unwrap_or(limits.max_tokens),
+        })
+    }
+}
+
+/// `truncate` switched on, with the side if it names one.
+#[derive(Debug, Clone, Copy)]
+struct SwitchedOn {
+    side: Option<Side>,
+}
+
+fn parse_truncate(field: &TruncateField) -> Result<Option<SwitchedOn>, RequestError> {
+    match field {
+        TruncateField::Flag(true) => Ok(Some(SwitchedOn { side: None })),
+        TruncateField::Flag(false) => Ok(None),
+        TruncateField::Word(word) => match word.to_ascii_uppercase().as_str() {
+            "NONE" => Ok(None),
+            "START" => Ok(Some(SwitchedOn { side: Some(Side::Start) })),
+            "END" => Ok(Some(SwitchedOn { side: Some(Side::End) })),
+            _ => {
+                Err(contradiction("truncate", word.clone(), "Supported values: [true, false, 'NONE', 'START', 'END']"))
+            }
+        },
+    }
+}
+
+fn parse_side(field: &'static str, value: &str) -> Result<Side, RequestError> {
+    match value.to_ascii_lowercase().as_str() {
+        "left" => Ok(Side::Start),
+        "right" => Ok(Side::End),
+        _ => Err(contradiction(field, value.to_owned(), "Supported values: ['left', 'right']")),
+    }
+}
+
+fn parse_keep_tokens(value: i64, limits: &RequestLimits) -> Result<usize, RequestError> {
+    if value == -1 {
+        return Ok(limits.max_tokens);
+    }
+    match usize::try_from(value) {
+        Ok(n) if (1..=limits.max_tokens).contains(&n) => Ok(n),
+        _ => Err(contradiction(
+            "truncate_prompt_tokens",
+            value.to_string(),
+            &format!("Expected -1 or a value from 1 to {}", limits.max_tokens),
+        )),
+    }
+}
+
+fn contradiction(field: &'static str, value: String, allowed: &str) -> RequestError {
+    RequestError::InvalidValue { field, value, allowed: allowed.to_owned() }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,58 @@
+//! The self-test before a model is called ready: the packed forward pass must give finite vectors, and the same bits
+//! for a row alone and in company. Runs on the loading thread, before the computation moves to its device thread.
+
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+
+use crate::pool::FiniteRow;
+use crate::request::Dimensions;
+use crate::runner::thread::{BatchError, Computation};
+
+/// Why a loaded model may not serve.
+#[derive(Debug, Error)]
+pub enum WarmupError {
+    #[error("the first forward pass failed: {0}")]
+    Failed(String),
+    #[error("the first forward pass gave a non-finite vector: the weights are damaged")]
+    NonFinite,
+    #[error("a row's vector changes with its neighbours (by {difference:e}): the kernels are broken on this machine")]
+    NotInvariant { difference: f32 },
+}
+
+/// Computes `probe` alone and between copies of its own prefixes; returns the time of the pass alone.
+///
+/// # Errors
+/// See [`WarmupError`].
+pub fn self_test(
+    computation: &mut Computation,
+    probe: &[u32],
+    dimensions: Dimensions,
+) -> Result<Duration, WarmupError> {
+    let alone = run(computation, &[probe], dimensions)?;
+    let start = Instant::now();
+    run(computation, &[probe], dimensions)?;
+    let took = start.elapsed();
+    let prefix = probe.get(..probe.len().div_ceil(2)).unwrap_or(probe);
+    let packed = run(computation, &[prefix, probe, prefix, prefix], dimensions)?;
+    match (alone.first(), packed.get(1)) {
+        (Some(alone), Some(packed)) if alone == packed => Ok(took),
+        (Some(alone), Some(packed)) => {
+            let pairs = alone.as_slice().iter().zip(packed.as_slice());
+            let difference = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            Err(WarmupError::NotInvariant { difference })
+        }
+        _ => Err(WarmupError::Failed("no vector came back".to_owned())),
+    }
+}
+
+fn run(computation: &mut Computation, rows: &[&[u32]], dimensions: Dimensions) -> Result<Vec<FiniteRow>, WarmupError> {
+    let vectors = computation.run(rows, &vec![dimensions; rows.len()]).map_err(|error| {
+        WarmupError::Failed(match error {
+            BatchError::OutOfMemory => "out of memory".to_owned(),
+            BatchError::Failed(error) => error.to_string(),
+            BatchError::Panicked(panic) => panic,
+        })
+    })?;
+    vectors.into_iter().collect::<Result<_, _>>().map_err(|_| WarmupError::NonFinite)
+}

@@ -1,0 +1,107 @@
+//! `tokenizer.json` under suspicion: size, panics, vocabulary, and the frame of special tokens around a text.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+use tokenizers::Tokenizer;
+
+/// The largest real tokenizer (XLM-R) has 17 MB; 64 MiB bounds what a hostile file can make us parse.
+const MAX_FILE_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Why a tokenizer cannot be used.
+#[derive(Debug, Error)]
+pub enum TokenizerLoadError {
+    #[error("cannot read {path}: {reason}")]
+    Read { path: PathBuf, reason: String },
+    #[error("{path} has {size} bytes, the limit is {MAX_FILE_BYTES}")]
+    TooLarge { path: PathBuf, size: u64 },
+    #[error("{path} is not a usable tokenizer: {reason}")]
+    Format { path: PathBuf, reason: String },
+    #[error("{path} knows token id {id}, the embedding table has {rows} rows")]
+    Vocabulary { path: PathBuf, id: u32, rows: usize },
+}
+
+/// The special tokens that the tokenizer puts around a single text.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Frame {
+    pub prefix: Vec<u32>,
+    pub suffix: Vec<u32>,
+}
+
+impl Frame {
+    pub const fn len(&self) -> usize {
+        self.prefix.len() + self.suffix.len()
+    }
+
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether the frame can be recognised in a token array: something before and something after.
+    pub fn encloses(&self, ids: &[u32]) -> bool {
+        !self.prefix.is_empty()
+            && !self.suffix.is_empty()
+            && ids.len() >= self.len()
+            && ids.starts_with(&self.prefix)
+            && ids.ends_with(&self.suffix)
+    }
+}
+
+/// Reads the tokenizer and finds its frame. The truncation and padding that files carry are switched off: the length
+/// is ours to judge, and nothing is ever padded.
+///
+/// # Errors
+/// See [`TokenizerLoadError`]. A file that makes the library panic is an error like any other.
+pub fn load(path: &Path, vocab_rows: usize) -> Result<(Tokenizer, Frame), TokenizerLoadError> {
+    let read = |error: std::io::Error| TokenizerLoadError::Read { path: path.to_owned(), reason: error.to_string() };
+    let size = std::fs::metadata(path).map_err(read)?.len();
+    if size > MAX_FILE_BYTES {
+        return Err(TokenizerLoadError::TooLarge { path: path.to_owned(), size });
+    }
+    let bytes = std::fs::read(path).map_err(read)?;
+    let format = |reason: String| TokenizerLoadError::Format { path: path.to_owned(), reason };
+    let loaded = catch_unwind(AssertUnwindSafe(|| -> Result<(Tokenizer, Frame), String> {
+        let mut tokenizer = Tokenizer::from_bytes(&bytes).map_err(|error| error.to_string())?;
+        tokenizer.with_truncation(None).map_err(|error| error.to_string())?;
+        tokenizer.with_padding(None);
+        let frame = find_frame(&tokenizer)?;
+        Ok((tokenizer, frame))
+    }));
+    let (tokenizer, frame) =
+        loaded.unwrap_or_else(|_| Err("the tokenizer library panicked on it".to_owned())).map_err(format)?;
+    match tokenizer.get_vocab(true).into_values().max() {
+        Some(id) if id as usize >= vocab_rows => {
+            Err(TokenizerLoadError::Vocabulary { path: path.to_owned(), id, rows: vocab_rows })
+        }
+        _ => Ok((tokenizer, frame)),
+    }
+}
+
+/// Tokenises a probe with and without special tokens; what surrounds the bare ids is the frame. A second probe must
+/// agree, so that a post-processor which does more than framing is refused instead of misread.
+fn find_frame(tokenizer: &Tokenizer) -> Result<Frame, String> {
+    let frames = ["a b", "the 1"].map(|probe| frame_of(tokenizer, probe));
+    let [first, second] = frames;
+    let (first, second) = (first?, second?);
+    if first == second { Ok(first) } else { Err("its post-processor does more than add special tokens".to_owned()) }
+}
+
+fn frame_of(tokenizer: &Tokenizer, probe: &str) -> Result<Frame, String> {
+    let bare = ids(tokenizer, probe, false)?;
+    let framed = ids(tokenizer, probe, true)?;
+    if bare.is_empty() {
+        return Err("it gives no tokens for plain text".to_owned());
+    }
+    let start = framed.windows(bare.len()).position(|window| window == bare);
+    let start = start.ok_or("its post-processor does more than add special tokens")?;
+    Ok(Frame { prefix: framed[..start].to_vec(), suffix: framed[start + bare.len()..].to_vec() })
+}
+
+/// Token ids without offsets, which embeddings do not need.
+///
+/// # Errors
+/// Whatever the library says.
+pub fn ids(tokenizer: &Tokenizer, text: &str, special: bool) -> Result<Vec<u32>, String> {
+    tokenizer.encode_fast(text, special).map(|encoding| encoding.get_ids().to_vec()).map_err(|error| error.to_string())
+}

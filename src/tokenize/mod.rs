@@ -1,0 +1,290 @@
+//! Texts and token arrays to token ids, on bounded worker threads.
+//!
+//! Every text is tokenised completely (under the byte cap) and cut afterwards, so that errors and `original_tokens`
+//! state the true length. A cut keeps the special tokens, as the reference tokenizer's own truncation does.
+
+pub mod load;
+pub mod token_arrays;
+pub mod workers;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use thiserror::Error;
+
+use crate::observe::metrics::{ArrayReading, ModelMetrics};
+use crate::request::{EmbedRequest, Input, Measured, Place, RequestError, RequestLimits, Side, Truncation};
+use load::{Frame, TokenizerLoadError};
+use token_arrays::{Reading, Rules, Vocabulary};
+use workers::{WorkerFailed, Workers};
+
+/// One task tokenises about this many bytes: long enough to be worth a hand-over, short enough that a large request
+/// spreads over all workers and a small one does not wait long behind it.
+const TASK_BYTES: usize = 32 * 1024;
+
+/// What was cut from an over-long input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cut {
+    /// Tokens before the cut; unknown when the byte cap kept most of the text from being tokenised.
+    pub original_tokens: Option<usize>,
+}
+
+/// The token rows of one request.
+#[derive(Debug)]
+pub struct Encoded {
+    /// One row per input, special tokens included.
+    pub rows: Vec<Vec<u32>>,
+    pub cuts: Vec<Option<Cut>>,
+    pub elapsed: Duration,
+}
+
+/// Why a request was not tokenised.
+#[derive(Debug, PartialEq, Eq, Error)]
+pub enum TokenizeError {
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    #[error(transparent)]
+    Worker(#[from] WorkerFailed),
+    #[error("deadline passed")]
+    Deadline,
+}
+
+/// One model's tokenizer.
+#[derive(Debug, Clone)]
+pub struct Tokenizer {
+    model: Arc<Model>,
+    workers: Workers,
+}
+
+#[derive(Debug)]
+struct Model {
+    name: String,
+    tokenizer: tokenizers::Tokenizer,
+    frame: Frame,
+    vocab_rows: usize,
+    lower_case: bool,
+    limits: RequestLimits,
+    metrics: Arc<ModelMetrics>,
+}
+
+/// What a [`Tokenizer`] is made from.
+#[derive(Debug)]
+pub struct TokenizerSource<'a> {
+    /// The canonical model id, for error messages.
+    pub name: &'a str,
+    /// `tokenizer.json`.
+    pub path: &'a Path,
+    /// Rows of the embedding table: no token id may lie outside.
+    pub vocab_rows: usize,
+    /// Texts are lower-cased first (`do_lower_case` of sentence_bert_config.json).
+    pub lower_case: bool,
+    pub limits: RequestLimits,
+}
+
+/// One input after tokenising.
+struct EncodedRow {
+    ids: Vec<u32>,
+    cut: Option<Cut>,
+    /// What counts against the request's total: our tokens for text, ids received for OpenAI's arrays.
+    counted: usize,
+}
+
+impl Tokenizer {
+    /// # Errors
+    /// See [`load::load`].
+    pub fn load(
+        source: TokenizerSource<'_>,
+        workers: Workers,
+        metrics: Arc<ModelMetrics>,
+    ) -> Result<Self, TokenizerLoadError> {
+        let (tokenizer, frame) = load::load(source.path, source.vocab_rows)?;
+        let TokenizerSource { name, vocab_rows, lower_case, limits, .. } = source;
+        let model = Model { name: name.to_owned(), tokenizer, frame, vocab_rows, lower_case, limits, metrics };
+        Ok(Self { model: Arc::new(model), workers })
+    }
+
+    /// Tokenises every input of a request; the first input that cannot be used fails the request.
+    ///
+    /// # Errors
+    /// See [`TokenizeError`].
+    pub async fn encode(&self, request: EmbedRequest) -> Result<Encoded, TokenizeError> {
+        let start = Instant::now();
+        let left = request.deadline.saturating_duration_since(start);
+        let rows =
+            tokio::time::timeout(left, self.encode_rows(request)).await.map_err(|_| TokenizeError::Deadline)??;
+        let limit = self.model.limits.max_request_tokens;
+        let tokens = rows.iter().map(|row| row.counted).sum();
+        if tokens > limit {
+            return Err(RequestError::TooManyTokens { tokens, limit }.into());
+        }
+        let elapsed = start.elapsed();
+        self.model.metrics.tokenized(elapsed);
+        let (rows, cuts) = rows.into_iter().map(|row| (row.ids, row.cut)).unzip();
+        Ok(Encoded { rows, cuts, elapsed })
+    }
+
+    /// Tokenises a text of our own, for warm-up: no limits apply but the model's length.
+    ///
+    /// # Errors
+    /// Whatever the tokenizer library says.
+    pub fn encode_probe(&self, text: &str) -> Result<Vec<u32>, String> {
+        let model = &self.model;
+        let content = load::ids(&model.tokenizer, text, false)?;
+        let truncation = Truncation { side: Some(Side::End), max_tokens: model.limits.max_tokens };
+        Ok(model.cut(content, truncation).0)
+    }
+
+    async fn encode_rows(&self, request: EmbedRequest) -> Result<Vec<EncodedRow>, TokenizeError> {
+        let rules = Arc::new(Rules {
+            policy: self.model.limits.token_arrays,
+            encoding: request.token_encoding,
+            requested_model: request.requested_model,
+        });
+        let (single, truncation) = (request.single, request.truncation);
+        let mut first = 0;
+        let mut tasks = Vec::new();
+        for inputs in tasks_of(request.inputs) {
+            let (model, rules) = (Arc::clone(&self.model), Arc::clone(&rules));
+            let place = first;
+            first += inputs.len();
+            tasks.push(self.workers.run(move || -> Result<Vec<EncodedRow>, RequestError> {
+                let encode =
+                    |(index, input)| model.encode(input, Place::input(single, place + index), truncation, &rules);
+                inputs.into_iter().enumerate().map(encode).collect()
+            }));
+        }
+        // Submitted together, so that all workers share them; collected in order, so that the first fault is named.
+        let mut rows = Vec::with_capacity(first);
+        for answer in join_all(tasks).await {
+            rows.extend(answer??);
+        }
+        Ok(rows)
+    }
+}
+
+/// Splits the inputs into tasks of about [`TASK_BYTES`], in order.
+fn tasks_of(inputs: Vec<Input>) -> Vec<Vec<Input>> {
+    let (mut tasks, mut task, mut bytes) = (Vec::new(), Vec::new(), 0);
+    for input in inputs {
+        bytes += match &input {
+            Input::Text(text) => text.len() + 16,
+            Input::Tokens(ids) => ids.len() * 4 + 16,
+        };
+        task.push(input);
+        if bytes >= TASK_BYTES {
+            tasks.push(std::mem::take(&mut task));
+            bytes = 0;
+        }
+    }
+    if !task.is_empty() {
+        tasks.push(task);
+    }
+    tasks
+}
+
+impl Model {
+    fn encode(
+        &self,
+        input: Input,
+        place: Place,
+        truncation: Truncation,
+        rules: &Rules,
+    ) -> Result<EncodedRow, RequestError> {
+        match input {
+            Input::Text(text) => self.encode_text(&text, place, truncation),
+            Input::Tokens(ids) => {
+                let vocabulary = Vocabulary { frame: &self.frame, rows: self.vocab_rows, model: &self.name };
+                let reading = rules.read(&ids, place, &vocabulary);
+                let metric = match &reading {
+                    Ok(Reading::Text(_, encoding)) => encoding.metric(),
+                    Ok(Reading::Ids(_)) => ArrayReading::Model,
+                    Err(_) => ArrayReading::Refused,
+                };
+                self.metrics.token_array(metric);
+                match reading? {
+                    Reading::Text(text, _) => {
+                        let row = self.encode_text(&text, place, truncation)?;
+                        Ok(EncodedRow { counted: ids.len(), ..row })
+                    }
+                    Reading::Ids(ids) => {
+                        let content = self.unframed(ids);
+                        self.fit(content, place, truncation)
+                    }
+                }
+            }
+        }
+    }
+
+    fn encode_text(&self, text: &str, place: Place, truncation: Truncation) -> Result<EncodedRow, RequestError> {
+        let cap = self.limits.max_input_bytes;
+        let kept = match truncation.side {
+            _ if text.len() <= cap => text,
+            None => {
+                let (limit, measured) = (self.limits.max_tokens, Measured::Bytes(text.len()));
+                return Err(RequestError::TooLong { place, limit, measured });
+            }
+            Some(Side::End) => whole_words_before(text, cap),
+            Some(Side::Start) => whole_words_after(text, text.len() - cap),
+        };
+        let lower = self.lower_case.then(|| kept.to_lowercase());
+        let content = load::ids(&self.tokenizer, lower.as_deref().unwrap_or(kept), false);
+        // The library fails only on a tokenizer that was refused at start; reported as the row it happened on.
+        let content = content.map_err(|value| RequestError::InvalidValue {
+            field: "input",
+            value,
+            allowed: "The tokenizer cannot read this text".to_owned(),
+        })?;
+        let mut row = self.fit(content, place, truncation)?;
+        if kept.len() < text.len() {
+            row.cut = Some(Cut { original_tokens: None });
+        }
+        Ok(row)
+    }
+
+    /// Frames the content, cutting it when that was asked for.
+    fn fit(&self, content: Vec<u32>, place: Place, truncation: Truncation) -> Result<EncodedRow, RequestError> {
+        let tokens = content.len() + self.frame.len();
+        if tokens > truncation.max_tokens && truncation.side.is_none() {
+            let (limit, measured) = (self.limits.max_tokens, Measured::Tokens(tokens));
+            return Err(RequestError::TooLong { place, limit, measured });
+        }
+        let (ids, cut) = self.cut(content, truncation);
+        let cut = cut.then_some(Cut { original_tokens: Some(tokens) });
+        Ok(EncodedRow { counted: ids.len(), ids, cut })
+    }
+
+    /// At most `max_tokens` ids with the special tokens around them, and whether content was lost.
+    fn cut(&self, mut content: Vec<u32>, truncation: Truncation) -> (Vec<u32>, bool) {
+        let room = truncation.max_tokens.saturating_sub(self.frame.len());
+        let is_cut = content.len() > room;
+        if is_cut && truncation.side == Some(Side::Start) {
+            content.drain(..content.len() - room);
+        }
+        content.truncate(room);
+        let mut ids = [self.frame.prefix.as_slice(), &content, &self.frame.suffix].concat();
+        // Only a limit below the special tokens themselves can leave too many.
+        ids.truncate(truncation.max_tokens);
+        (ids, is_cut)
+    }
+
+    /// The ids between the special tokens of a complete array.
+    fn unframed(&self, mut ids: Vec<u32>) -> Vec<u32> {
+        ids.truncate(ids.len() - self.frame.suffix.len());
+        ids.drain(..self.frame.prefix.len());
+        ids
+    }
+}
+
+/// At most `cap` bytes from the start; the word at the cut may be incomplete and is left out, if anything precedes it.
+fn whole_words_before(text: &str, cap: usize) -> &str {
+    let head = &text[..text.floor_char_boundary(cap)];
+    head.rfind(char::is_whitespace).filter(|end| *end > 0).map_or(head, |end| &head[..end])
+}
+
+/// The mirror image, from byte `start` on.
+fn whole_words_after(text: &str, start: usize) -> &str {
+    let tail = &text[text.ceil_char_boundary(start)..];
+    tail.find(char::is_whitespace).map(|space| &tail[space..]).filter(|rest| !rest.trim().is_empty()).unwrap_or(tail)
+}

@@ -1,0 +1,210 @@
+//! Safetensors on disk to tensors in memory: opened, checked, converted to f32.
+//!
+//! Receives paths that `source` has verified and never looks for files itself. Everything is checked before a byte is
+//! interpreted: the header's size, every expected name, shape and dtype; and afterwards that nothing which looks like
+//! part of the encoder was left unread, because a tensor that the configuration does not explain means that the
+//! vectors would be wrong. Stored f32, f16 and bf16 are accepted; all arithmetic is f32.
+
+#![expect(unsafe_code, reason = "one memory mapping of a verified file")]
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::{DType, Device, Shape, Tensor};
+use half::{bf16, f16};
+use memmap2::Mmap;
+use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorView};
+use thiserror::Error;
+
+/// A header describes tensors; 16 MiB is room for more than 100,000 of them.
+const MAX_HEADER_BYTES: u64 = 16 * 1024 * 1024;
+
+/// Why weights cannot be used.
+#[derive(Debug, Error)]
+pub enum WeightsError {
+    #[error("cannot read {path}: {reason}")]
+    Read { path: PathBuf, reason: String },
+    #[error("{path} is not a safetensors file: {reason}")]
+    Format { path: PathBuf, reason: String },
+    #[error("tensor {name} is missing from the weights")]
+    Missing { name: String },
+    #[error("tensor {name} has shape {found:?}, the configuration needs {expected:?}")]
+    Shape { name: String, found: Vec<usize>, expected: Vec<usize> },
+    #[error("tensor {name} is stored as {dtype:?}; f32, f16 and bf16 are supported")]
+    Dtype { name: String, dtype: Dtype },
+    #[error("the weights hold tensors that the configuration does not explain: {names}")]
+    Unexpected { names: String },
+    #[error("tensor {name}: {reason}")]
+    Tensor { name: String, reason: String },
+}
+
+/// The open weight files of one model, and which of their tensors have been taken.
+#[derive(Debug)]
+pub struct Weights {
+    files: Vec<OpenFile>,
+    /// Canonical name to file, stored name.
+    index: HashMap<String, (usize, String)>,
+    taken: Mutex<BTreeSet<String>>,
+}
+
+/// One mapped file: its header, and where its data begins.
+#[derive(Debug)]
+struct OpenFile {
+    path: PathBuf,
+    map: Mmap,
+    metadata: Metadata,
+    data_start: usize,
+}
+
+impl Weights {
+    /// Opens the files and indexes their tensors under canonical names: `rename` maps each stored name.
+    ///
+    /// # Errors
+    /// An unreadable or malformed file.
+    pub fn open(paths: &[PathBuf], rename: impl Fn(&str) -> String) -> Result<Self, WeightsError> {
+        let mut files = Vec::with_capacity(paths.len());
+        let mut index = HashMap::new();
+        for path in paths {
+            let map = map_file(path)?;
+            let format = |reason: String| WeightsError::Format { path: path.clone(), reason };
+            let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|error| format(error.to_string()))?;
+            for name in names(&metadata) {
+                if index.insert(rename(&name), (files.len(), name.clone())).is_some() {
+                    return Err(format(format!("tensor {name} is stored twice")));
+                }
+            }
+            files.push(OpenFile { path: path.clone(), map, metadata, data_start: 8 + header });
+        }
+        Ok(Self { files, index, taken: Mutex::default() })
+    }
+
+    pub fn contains(&self, name: &str) -> bool {
+        self.index.contains_key(name)
+    }
+
+    /// The tensor's values as f32, row-major, after checking its shape.
+    ///
+    /// # Errors
+    /// Missing, another shape, or a dtype that is not a float we know.
+    pub fn take(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, WeightsError> {
+        self.with_view(name, |view| {
+            if view.shape() != shape {
+                let (found, expected) = (view.shape().to_vec(), shape.to_vec());
+                return Err(WeightsError::Shape { name: name.to_owned(), found, expected });
+            }
+            self.taken.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
+            to_f32(name, view)
+        })
+    }
+
+    /// As [`Self::take`], as a candle tensor on `device`.
+    ///
+    /// # Errors
+    /// As [`Self::take`]; the device may refuse the memory.
+    pub fn tensor(&self, name: &str, shape: &[usize], device: &Device) -> Result<Tensor, WeightsError> {
+        let values = self.take(name, shape)?;
+        Tensor::from_vec(values, shape, device)
+            .map_err(|error| WeightsError::Tensor { name: name.to_owned(), reason: error.to_string() })
+    }
+
+    /// The stored dtype of a tensor, for the model's description.
+    ///
+    /// # Errors
+    /// Missing.
+    pub fn dtype(&self, name: &str) -> Result<Dtype, WeightsError> {
+        self.with_view(name, |view| Ok(view.dtype()))
+    }
+
+    /// Checks that no tensor accepted by `relevant` was left unread.
+    ///
+    /// # Errors
+    /// Names the first few that were.
+    pub fn refuse_unread(&self, relevant: impl Fn(&str) -> bool) -> Result<(), WeightsError> {
+        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut unread: Vec<&str> =
+            self.index.keys().map(String::as_str).filter(|name| !taken.contains(*name) && relevant(name)).collect();
+        unread.sort_unstable();
+        if unread.is_empty() {
+            return Ok(());
+        }
+        unread.truncate(8);
+        Err(WeightsError::Unexpected { names: unread.join(", ") })
+    }
+
+    fn with_view<R>(
+        &self,
+        name: &str,
+        read: impl FnOnce(&TensorView<'_>) -> Result<R, WeightsError>,
+    ) -> Result<R, WeightsError> {
+        let missing = || WeightsError::Missing { name: name.to_owned() };
+        let (file, stored) = self.index.get(name).ok_or_else(missing)?;
+        let file = self.files.get(*file).ok_or_else(missing)?;
+        let info = file.metadata.info(stored).ok_or_else(missing)?;
+        let (start, end) = info.data_offsets;
+        let data = file.map.get(file.data_start + start..file.data_start + end).ok_or_else(missing)?;
+        let format = |error: safetensors::SafeTensorError| WeightsError::Format {
+            path: file.path.clone(),
+            reason: error.to_string(),
+        };
+        let view = TensorView::new(info.dtype, info.shape.clone(), data).map_err(format)?;
+        read(&view)
+    }
+}
+
+/// Lets candle's own model implementations read the same checked weights, as oracles.
+impl candle_nn::var_builder::SimpleBackend for Weights {
+    fn get(
+        &self,
+        shape: Shape,
+        name: &str,
+        _: candle_nn::Init,
+        dtype: DType,
+        device: &Device,
+    ) -> candle_core::Result<Tensor> {
+        let tensor = self.tensor(name, shape.dims(), device).map_err(candle_core::Error::wrap)?;
+        tensor.to_dtype(dtype)
+    }
+
+    fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+        let shape = self.with_view(name, |view| Ok(view.shape().to_vec())).map_err(candle_core::Error::wrap)?;
+        self.tensor(name, &shape, device).map_err(candle_core::Error::wrap)?.to_dtype(dtype)
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        self.contains(name)
+    }
+}
+
+fn map_file(path: &Path) -> Result<Mmap, WeightsError> {
+    let read = |error: std::io::Error| WeightsError::Read { path: path.to_owned(), reason: error.to_string() };
+    let file = File::open(path).map_err(read)?;
+    let size = file.metadata().map_err(read)?.len();
+    let format = |reason: &str| WeightsError::Format { path: path.to_owned(), reason: reason.to_owned() };
+    if size < 8 {
+        return Err(format("it is shorter than its header"));
+    }
+    // SAFETY: the file was verified by `source` and lies in a cache that replaces files by renaming, never by writing
+    // into them; the mapping is dropped when the weights are packed, seconds later.
+    let map = unsafe { Mmap::map(&file) }.map_err(read)?;
+    let header = map.first_chunk::<8>().map_or(u64::MAX, |bytes| u64::from_le_bytes(*bytes));
+    if header > MAX_HEADER_BYTES || header > size - 8 {
+        return Err(format("its header is larger than 16 MiB or than the file"));
+    }
+    Ok(map)
+}
+
+fn names(metadata: &Metadata) -> Vec<String> {
+    metadata.tensors().into_keys().collect()
+}
+
+fn to_f32(name: &str, view: &TensorView<'_>) -> Result<Vec<f32>, WeightsError> {
+    let bytes = view.data();
+    match view.dtype() {
+        Dtype::F32 => Ok(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
+        Dtype::F16 => Ok(bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect()),
+        Dtype::BF16 => Ok(bytes.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect()),
+        dtype => Err(WeightsError::Dtype { name: name.to_owned(), dtype }),
+    }
+}

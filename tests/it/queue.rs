@@ -1,0 +1,188 @@
+//! The queue's promises: refusal at once when full, all rows or none, cancellation, deadlines, exactly one answer.
+
+use std::time::{Duration, Instant};
+
+use embedserve::batch::plan::Budget;
+use embedserve::batch::{JoinError, QueueLimits, RowFailure, SubmitError};
+use embedserve::runner::Health;
+
+use crate::support::device::{TestDevice, limits, soon, until};
+use crate::support::evil::{BLOCK, expected};
+
+/// A device that is busy until released.
+async fn busy(limits: QueueLimits) -> (TestDevice, embedserve::batch::Tickets) {
+    let device = TestDevice::start(limits);
+    let blocker = device.submit(&[&[BLOCK]]).unwrap();
+    until("the first batch is computing", || device.evil.batches().len() == 1).await;
+    (device, blocker)
+}
+
+//
+#[tokio::test]
+async fn a_full_queue_refuses_at_once_and_takes_all_rows_or_none() {
+    let (device, blocker) = busy(QueueLimits { rows: 4, tokens: 100, ..limits() }).await;
+    let waiting = device.submit(&[&[1], &[2], &[3]]).unwrap();
+    let start = Instant::now();
+    for _ in 0..1000 {
+        assert!(matches!(device.submit(&[&[4], &[5]]), Err(SubmitError::Full { .. })));
+    }
+    assert!(start.elapsed() < Duration::from_secs(5), "1,000 refusals took {:?}", start.elapsed());
+    let last = device.submit(&[&[6]]).expect("the refused request left no rows behind");
+    device.evil.release();
+    for tickets in [blocker, waiting, last] {
+        assert!(tickets.join(soon()).await.unwrap().rows.iter().all(Result::is_ok));
+    }
+    assert_eq!(device.run(&[[50].as_slice(); 4]).await, vec![Ok(expected(&[50])); 4], "all permits are back");
+}
+
+#[tokio::test]
+async fn the_token_limit_is_enforced_beside_the_row_limit() {
+    let (device, _blocker) = busy(QueueLimits { rows: 100, tokens: 10, ..limits() }).await;
+    let _waiting = device.submit(&[&[1; 8]]).unwrap();
+    assert!(matches!(device.submit(&[&[1; 3]]), Err(SubmitError::Full { .. })));
+    assert!(device.submit(&[&[1; 2]]).is_ok());
+    device.evil.release();
+}
+
+//
+#[tokio::test]
+async fn what_can_never_fit_is_refused_for_good() {
+    let batch = Budget { rows: 8, tokens: 16 };
+    let device = TestDevice::start(QueueLimits { rows: 4, tokens: 40, batch, ..limits() });
+    assert_eq!(device.submit(&[&[1; 17]]).unwrap_err(), SubmitError::NeverFits { tokens: 17, limit: 16 });
+    assert_eq!(device.submit(&[[1; 15].as_slice(); 3]).unwrap_err(), SubmitError::NeverFits { tokens: 45, limit: 40 });
+    assert_eq!(device.run(&[&[1; 16]]).await.len(), 1, "a row of exactly the budget is computed");
+}
+
+// the batches really keep the budget.
+#[tokio::test]
+async fn batches_stay_within_their_budget() {
+    let (device, blocker) = busy(QueueLimits { batch: Budget { rows: 3, tokens: 10 }, ..limits() }).await;
+    let rows: Vec<Vec<u32>> = (0..40).map(|i| vec![100; 1 + i % 7]).collect();
+    let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
+    let tickets = device.submit(&rows).unwrap();
+    device.evil.release();
+    drop(blocker);
+    let answers = tickets.join(soon()).await.unwrap().rows;
+    assert!(answers.iter().zip(&rows).all(|(answer, row)| answer.as_ref().unwrap().tokens == row.len()));
+    for batch in &device.evil.batches()[1..] {
+        assert!(batch.len() <= 3 && batch.iter().map(Vec::len).sum::<usize>() <= 10, "{batch:?}");
+    }
+}
+
+// I-10, Q-08
+#[tokio::test]
+async fn rows_of_a_client_that_left_are_never_computed() {
+    let (device, blocker) = busy(limits()).await;
+    let gone = device.submit(&[&[200], &[201]]).unwrap();
+    let stays = device.submit(&[&[202]]).unwrap();
+    drop(gone);
+    device.evil.release();
+    assert!(stays.join(soon()).await.unwrap().rows[0].is_ok());
+    assert!(blocker.join(soon()).await.unwrap().rows[0].is_ok());
+    let computed: Vec<u32> = device.evil.batches().into_iter().flatten().flatten().collect();
+    assert_eq!(computed, [BLOCK, 202]);
+}
+
+// I-10: and they make room at once, not when the device gets round to them.
+#[tokio::test]
+async fn rows_of_a_client_that_left_make_room_in_a_full_queue() {
+    let (device, _blocker) = busy(QueueLimits { rows: 2, ..limits() }).await;
+    let gone = device.submit(&[&[200], &[201]]).unwrap();
+    assert!(device.submit(&[&[202]]).is_err());
+    drop(gone);
+    assert!(device.submit(&[&[202]]).is_ok());
+    device.evil.release();
+}
+
+// refused when the time is over, not when the device gets round to it.
+#[tokio::test]
+async fn a_request_that_waits_too_long_expires_in_the_queue() {
+    let (device, _blocker) = busy(QueueLimits { timeout: Duration::from_millis(50), ..limits() }).await;
+    let late = device.submit(&[&[200]]).unwrap();
+    assert_eq!(late.join(soon()).await.unwrap_err(), JoinError::Deadline { stage: "queued" });
+    device.evil.release();
+    assert_eq!(device.run(&[&[201]]).await, [Ok(expected(&[201]))]);
+    let computed: Vec<u32> = device.evil.batches().into_iter().flatten().flatten().collect();
+    assert_eq!(computed, [BLOCK, 201], "the expired row was never computed");
+}
+
+//
+#[tokio::test]
+async fn a_deadline_during_compute_ends_the_request_and_not_the_device() {
+    let (device, blocker) = busy(limits()).await;
+    let error = blocker.join(Instant::now() + Duration::from_millis(20)).await.unwrap_err();
+    assert_eq!(error, JoinError::Deadline { stage: "computing" });
+    device.evil.release();
+    assert_eq!(device.run(&[&[201]]).await, [Ok(expected(&[201]))]);
+}
+
+// dropped at every point of its life, every ticket leaves the queue empty.
+#[tokio::test]
+async fn tickets_dropped_anywhere_leave_nothing_behind() {
+    let (device, blocker) = busy(QueueLimits { rows: 3, ..limits() }).await;
+    for _ in 0..50 {
+        // Before it is waited for.
+        drop(device.submit(&[&[200], &[201], &[202]]).unwrap());
+        // While it is waited for.
+        let waiting = device.submit(&[&[200], &[201], &[202]]).unwrap().join(soon());
+        assert!(tokio::time::timeout(Duration::from_millis(1), waiting).await.is_err());
+    }
+    device.evil.release();
+    assert!(blocker.join(soon()).await.unwrap().rows[0].is_ok());
+    assert_eq!(device.run(&[&[1], &[2], &[3]]).await.len(), 3);
+    let computed: Vec<u32> = device.evil.batches().into_iter().flatten().flatten().collect();
+    assert_eq!(computed, [BLOCK, 1, 2, 3]);
+}
+
+//
+#[tokio::test]
+async fn a_single_row_overtakes_a_large_request() {
+    let (device, blocker) = busy(QueueLimits { batch: Budget { rows: 8, tokens: 1024 }, ..limits() }).await;
+    let large = device.submit(&[[100].as_slice(); 200]).unwrap();
+    let single = device.submit(&[&[101]]).unwrap();
+    device.evil.release();
+    drop(blocker);
+    assert!(single.join(soon()).await.unwrap().rows[0].is_ok());
+    assert!(large.join(soon()).await.unwrap().rows.iter().all(Result::is_ok));
+    let position = device.evil.batches().iter().position(|batch| batch.contains(&vec![101])).unwrap();
+    assert!(position <= 2, "the single row rode in batch {position}");
+}
+
+// I-06
+#[tokio::test]
+async fn a_device_that_hangs_is_not_ready() {
+    let device = TestDevice::start_with(limits(), Duration::from_millis(20));
+    assert_eq!(device.runner.health(), Health::Ready);
+    let blocker = device.submit(&[&[BLOCK]]).unwrap();
+    until("the stall is noticed", || matches!(device.runner.health(), Health::Stalled { .. })).await;
+    device.evil.release();
+    assert!(blocker.join(soon()).await.is_ok());
+    until("the device has recovered", || device.runner.health() == Health::Ready).await;
+}
+
+// I-07: what is queued when the device thread ends is answered, and later requests are refused.
+#[tokio::test]
+async fn an_aborted_queue_answers_everything() {
+    let (device, blocker) = busy(limits()).await;
+    let waiting = device.submit(&[&[1], &[2]]).unwrap();
+    device.queue.abort();
+    let rows = waiting.join(soon()).await.unwrap().rows;
+    assert!(rows.iter().all(|row| row.as_ref().unwrap_err() == &RowFailure::Dropped));
+    assert_eq!(device.submit(&[&[3]]).unwrap_err(), SubmitError::Closed);
+    device.evil.release();
+    assert!(blocker.join(soon()).await.unwrap().rows[0].is_ok());
+    until("the thread has ended", || device.runner.health() == Health::Dead).await;
+}
+
+// L-01: closing computes what is queued.
+#[tokio::test]
+async fn a_closed_queue_finishes_what_it_accepted() {
+    let (device, blocker) = busy(limits()).await;
+    let waiting = device.submit(&[&[1], &[2]]).unwrap();
+    device.queue.close();
+    assert_eq!(device.submit(&[&[3]]).unwrap_err(), SubmitError::Closed);
+    device.evil.release();
+    assert!(blocker.join(soon()).await.unwrap().rows[0].is_ok());
+    assert!(waiting.join(soon()).await.unwrap().rows.iter().all(Result::is_ok));
+}

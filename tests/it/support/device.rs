@@ -1,0 +1,85 @@
+//! A queue and a device thread around an [`Evil`] encoder, without tokenizer or HTTP.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use embedserve::batch::plan::Budget;
+use embedserve::batch::{Queue, QueueLimits, RowFailure, SubmitError, Tickets};
+use embedserve::observe::metrics::Metrics;
+use embedserve::pool::{Head, PoolingMode};
+use embedserve::request::{Dimensions, RequestLimits, TokenArrays};
+use embedserve::runner::{self, Computation, RunnerInfo};
+use embedserve::threads::Threads;
+
+use super::evil::{Evil, HIDDEN};
+
+pub const MODEL: &str = "evil";
+
+/// One model's queue and thread.
+pub struct TestDevice {
+    pub evil: Evil,
+    pub queue: Queue,
+    pub runner: RunnerInfo,
+    pub metrics: Arc<Metrics>,
+}
+
+/// Limits that no test meets by accident.
+pub fn limits() -> QueueLimits {
+    let batch = Budget { rows: 64, tokens: 1024 };
+    QueueLimits { rows: 256, tokens: 4096, timeout: Duration::from_secs(30), batch }
+}
+
+impl TestDevice {
+    pub fn start(limits: QueueLimits) -> Self {
+        Self::start_with(limits, Duration::from_secs(30))
+    }
+
+    pub fn start_with(limits: QueueLimits, stall_limit: Duration) -> Self {
+        let (evil, metrics) = (Evil::default(), Metrics::new(&[MODEL.to_owned()]));
+        let queue = Queue::new(limits, metrics.model(MODEL));
+        let head = Head { pooling: PoolingMode::Mean, dense: Vec::new(), normalize: false };
+        let threads = Arc::new(Threads::new(1).unwrap());
+        let computation = Computation { encoder: evil.encoder(), head, threads };
+        let runner = runner::spawn(MODEL, computation, queue.clone(), stall_limit, &metrics).unwrap();
+        Self { evil, queue, runner: runner.info, metrics }
+    }
+
+    pub fn submit(&self, rows: &[&[u32]]) -> Result<Tickets, SubmitError> {
+        self.queue.submit(rows.iter().map(|row| row.to_vec()).collect(), native())
+    }
+
+    /// Submits and waits; vectors or failures in row order.
+    pub async fn run(&self, rows: &[&[u32]]) -> Vec<Result<Vec<f32>, RowFailure>> {
+        let tickets = self.submit(rows).expect("accepted");
+        let answered = tickets.join(soon()).await.expect("answered in time");
+        answered.rows.into_iter().map(|row| row.map(|row| row.vector.as_slice().to_vec())).collect()
+    }
+}
+
+/// A deadline that only a hang misses.
+pub fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(30)
+}
+
+pub fn native() -> Dimensions {
+    Dimensions::native(&RequestLimits {
+        max_tokens: 64,
+        dimensions: HIDDEN,
+        matryoshka: false,
+        max_inputs: 64,
+        max_request_tokens: 1024,
+        max_input_bytes: 4096,
+        allow_empty_input: false,
+        token_arrays: TokenArrays::Auto,
+        truncate: None,
+    })
+}
+
+/// Waits until `condition` holds; the only kind of waiting that tests do.
+pub async fn until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = soon();
+    while !condition() {
+        assert!(Instant::now() < deadline, "never happened: {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}

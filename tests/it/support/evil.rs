@@ -1,0 +1,83 @@
+//! An encoder whose behaviour is chosen by token id, around a real one. It records every batch it saw, so that tests
+//! can count forward passes.
+
+use std::sync::{Arc, Condvar, Mutex};
+
+use candle_core::{Device, Tensor};
+use embedserve::arch::packed::PackedBatch;
+use embedserve::arch::{Encoder, EncoderError};
+
+/// Token ids with a meaning. All others are embedded as `[id, id + 1, ..]` scaled by position.
+pub const ERROR: u32 = 7;
+pub const PANIC: u32 = 8;
+pub const NAN: u32 = 9;
+pub const BLOCK: u32 = 10;
+/// Fails only together with [`COMPANION`].
+pub const SHY: u32 = 13;
+pub const COMPANION: u32 = 14;
+
+/// Hidden size of the vectors.
+pub const HIDDEN: usize = 8;
+
+/// The controls of an [`EvilEncoder`] that runs on another thread.
+#[derive(Clone, Default)]
+pub struct Evil(Arc<State>);
+
+#[derive(Default)]
+struct State {
+    batches: Mutex<Vec<Vec<Vec<u32>>>>,
+    released: Mutex<bool>,
+    release: Condvar,
+}
+
+pub struct EvilEncoder(Evil);
+
+impl Evil {
+    pub fn encoder(&self) -> Box<dyn Encoder> {
+        Box::new(EvilEncoder(self.clone()))
+    }
+
+    /// The rows of every forward pass so far.
+    pub fn batches(&self) -> Vec<Vec<Vec<u32>>> {
+        self.0.batches.lock().unwrap().clone()
+    }
+
+    /// Lets blocked passes go on, now and for ever.
+    pub fn release(&self) {
+        *self.0.released.lock().unwrap() = true;
+        self.0.release.notify_all();
+    }
+}
+
+/// The vector of a row, as mean pooling over the states below gives it.
+pub fn expected(ids: &[u32]) -> Vec<f32> {
+    let column = |c: usize| ids.iter().map(|id| f64::from(state(*id, c))).sum::<f64>() / ids.len() as f64;
+    (0..HIDDEN).map(|c| column(c) as f32).collect()
+}
+
+fn state(id: u32, column: usize) -> f32 {
+    (id as f32).mul_add(0.25, column as f32)
+}
+
+impl Encoder for EvilEncoder {
+    fn forward(&mut self, batch: &PackedBatch) -> Result<Tensor, EncoderError> {
+        let rows: Vec<Vec<u32>> = (0..batch.n_rows()).map(|row| batch.row(row).to_vec()).collect();
+        self.0.0.batches.lock().unwrap().push(rows);
+        let has = |id: u32| batch.ids().contains(&id);
+        if has(BLOCK) {
+            let released = self.0.0.released.lock().unwrap();
+            drop(self.0.0.release.wait_while(released, |released| !*released).unwrap());
+        }
+        assert!(!has(PANIC), "evil row");
+        if has(ERROR) || (has(SHY) && has(COMPANION)) {
+            return Err(EncoderError::Compute(candle_core::Error::Msg("evil row".to_owned())));
+        }
+        let value = |(id, column): (u32, usize)| if id == NAN { f32::NAN } else { state(id, column) };
+        let states = batch.ids().iter().flat_map(|&id| (0..HIDDEN).map(move |column| value((id, column)))).collect();
+        Ok(Tensor::from_vec::<_, f32>(states, (batch.n_tokens(), HIDDEN), &Device::Cpu)?)
+    }
+
+    fn hidden_size(&self) -> usize {
+        HIDDEN
+    }
+}

@@ -1,0 +1,82 @@
+//! A real model, loaded from a folder, without HTTP.
+
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use embedserve::catalog::{self, ModelSpec};
+use embedserve::config::{BatchConfig, RequestConfig};
+use embedserve::engine::{Embedded, EngineError, Served};
+use embedserve::kernel::Isa;
+use embedserve::load::{self, LoadError, Loaded, Shared};
+use embedserve::observe::metrics::Metrics;
+use embedserve::request::{EmbedRequest, RawInputs, RawRequest, TokenArrays};
+use embedserve::threads::Threads;
+use embedserve::tokenize::workers::Workers;
+
+use super::device::soon;
+
+/// The thread budget and the tokenizer pool that all tests share, as all models of a process do.
+pub fn shared() -> &'static Shared {
+    static SHARED: OnceLock<Shared> = OnceLock::new();
+    SHARED.get_or_init(|| shared_with(2, Isa::detect()))
+}
+
+pub fn shared_with(n_threads: usize, isa: Isa) -> Shared {
+    let metrics = Metrics::new(&["model".to_owned()]);
+    let workers = Workers::new(2, &metrics).unwrap();
+    Shared { threads: Arc::new(Threads::new(n_threads).unwrap()), workers, metrics, isa }
+}
+
+pub fn requests() -> RequestConfig {
+    RequestConfig {
+        max_inputs: 2048,
+        max_request_tokens: 300_000,
+        max_input_bytes_per_token: 64,
+        allow_empty_input: true,
+        accept_any_model: false,
+        token_arrays: TokenArrays::Auto,
+        truncate: None,
+        request_timeout: Duration::from_secs(60),
+    }
+}
+
+pub fn batches() -> BatchConfig {
+    BatchConfig {
+        queue_rows: 4096,
+        queue_tokens: 1_000_000,
+        queue_timeout: Duration::from_secs(60),
+        max_batch_tokens: None,
+        max_batch_rows: usize::MAX,
+        threads: 2,
+        stall_limit: Duration::from_secs(60),
+        isa: Isa::detect(),
+    }
+}
+
+/// A spec for a folder: the folder's own files answer every question. Its id is `model`, whatever the folder is called.
+pub fn spec(folder: &Path) -> ModelSpec {
+    let choice = format!("dir:{}", folder.display());
+    ModelSpec { id: "model".to_owned(), ..catalog::resolve(&choice, &[]).unwrap() }
+}
+
+pub fn try_load(folder: &Path) -> Result<Loaded, LoadError> {
+    try_load_with(folder, shared())
+}
+
+pub fn try_load_with(folder: &Path, shared: &Shared) -> Result<Loaded, LoadError> {
+    load::load(&spec(folder), folder, None, (&requests(), &batches()), (shared, &Default::default()))
+}
+
+/// Vectors of texts in one request.
+pub async fn embed(served: &Served, texts: &[&str]) -> Result<Embedded, EngineError> {
+    embed_raw(served, texts, RawRequest::default()).await
+}
+
+/// As [`embed`], with the other fields of `raw`.
+pub async fn embed_raw(served: &Served, texts: &[&str], raw: RawRequest) -> Result<Embedded, EngineError> {
+    let texts = texts.iter().map(|text| (*text).to_owned()).collect();
+    let raw = RawRequest { inputs: RawInputs::Texts { single: false, texts }, ..raw };
+    let request = EmbedRequest::parse("model".to_owned(), raw, &served.limits, soon())?;
+    served.embed(request).await
+}

@@ -1,0 +1,169 @@
+//! Model folders under suspicion: weights, configurations and tokenizers that lie. Each is one spoiled detail of a
+//! good tiny model, and each must be an error that names what is wrong, not a crash and not a wrong vector.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::support::served::try_load;
+use crate::support::tiny_model::TinyModel;
+
+/// Loads a tiny model after `spoil` has changed its folder; returns the error's text.
+fn error_after(spoil: impl FnOnce(&Path)) -> String {
+    let folder = TinyModel::default().write();
+    spoil(folder.path());
+    match try_load(folder.path()) {
+        Err(error) => error.to_string(),
+        Ok(_) => panic!("a spoiled model was accepted"),
+    }
+}
+
+fn edit(folder: &Path, name: &str, change: impl FnOnce(&mut Value)) {
+    let path = folder.join(name);
+    let mut value: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    change(&mut value);
+    std::fs::write(path, serde_json::to_vec(&value).unwrap()).unwrap();
+}
+
+fn weights(folder: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+    let path = folder.join("model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    change(&mut bytes);
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// Replaces the JSON header of the weights, keeping its length.
+fn header(folder: &Path, change: impl FnOnce(String) -> String) {
+    weights(folder, |bytes| {
+        let length = usize::try_from(u64::from_le_bytes(bytes[..8].try_into().unwrap())).unwrap();
+        let text = String::from_utf8(bytes[8..8 + length].to_vec()).unwrap();
+        let changed = change(text);
+        assert!(changed.len() <= length, "the header may only shrink");
+        bytes[8..8 + length].copy_from_slice(format!("{changed:length$}").as_bytes());
+    });
+}
+
+#[test]
+fn a_good_tiny_model_loads() {
+    assert!(try_load(TinyModel::default().write().path()).is_ok());
+}
+
+// U-01
+#[test]
+fn damaged_weight_files_are_refused() {
+    let cases: [(&str, fn(&mut Vec<u8>)); 5] = [
+        ("header length 2^64 - 1", |bytes| bytes[..8].fill(0xff)),
+        ("header length beyond the file", |bytes| bytes[..8].copy_from_slice(&(1_u64 << 23).to_le_bytes())),
+        ("empty", Vec::clear),
+        ("truncated", |bytes| bytes.truncate(bytes.len() / 2)),
+        ("not JSON", |bytes| bytes[8] = b'!'),
+    ];
+    for (what, change) in cases {
+        let error = error_after(|folder| weights(folder, change));
+        assert!(error.contains("safetensors"), "{what}: {error}");
+    }
+}
+
+// U-01
+#[test]
+fn tensors_that_differ_from_the_configuration_are_named() {
+    let name = "encoder.layer.1.output.dense.bias";
+    let missing = error_after(|folder| header(folder, |text| text.replace(name, "encoder.layer.1.output.dense.blas")));
+    assert!(missing.contains(&format!("tensor {name} is missing")), "{missing}");
+    let shape = error_after(|folder| edit(folder, "config.json", |config| config["intermediate_size"] = json!(63)));
+    assert!(shape.contains("intermediate.dense.weight") && shape.contains("63"), "{shape}");
+    // A layer that the configuration does not mention would silently be left out of every vector.
+    let extra = error_after(|folder| edit(folder, "config.json", |config| config["num_hidden_layers"] = json!(1)));
+    assert!(extra.contains("does not explain: encoder.layer.1."), "{extra}");
+    let dtype = error_after(|folder| header(folder, |text| text.replacen("\"F32\"", "\"I32\"", 1)));
+    assert!(dtype.contains("I32"), "{dtype}");
+}
+
+// U-02, N-08
+#[test]
+fn impossible_and_unimplemented_configurations_are_named() {
+    let cases = [
+        ("hidden_size", json!(0)),
+        ("num_attention_heads", json!(5)),
+        ("num_attention_heads", json!(0)),
+        ("num_hidden_layers", json!(1_000_000_000_u64)),
+        ("num_hidden_layers", json!(1000)),
+        ("vocab_size", json!(1_000_000_000_u64)),
+        ("vocab_size", json!(-1)),
+        ("max_position_embeddings", json!(0)),
+        ("hidden_act", json!("gelu_fast")),
+        ("position_embedding_type", json!("relative_key")),
+        ("is_decoder", json!(true)),
+        ("model_type", json!("bort")),
+        ("auto_map", json!({"AutoModel": "modeling.Evil"})),
+        ("layer_norm_eps", json!(-1.0)),
+    ];
+    for (field, value) in cases {
+        let error = error_after(|folder| edit(folder, "config.json", |config| config[field] = value.clone()));
+        assert!(error.contains("config.json"), "{field} = {value}: {error}");
+    }
+    let unknown = error_after(|folder| edit(folder, "config.json", |config| config["hidden_act"] = json!("mish")));
+    assert!(unknown.contains("hidden_act = mish"), "{unknown}");
+}
+
+#[test]
+fn modules_that_are_not_implemented_are_named() {
+    let lstm = error_after(|folder| {
+        edit(folder, "modules.json", |modules| modules[1]["type"] = json!("sentence_transformers.models.LSTM"));
+    });
+    assert!(lstm.contains("LSTM"), "{lstm}");
+    let weighted = error_after(|folder| {
+        edit(folder, "1_Pooling/config.json", |config| *config = json!({"pooling_mode": "weightedmean"}));
+    });
+    assert!(weighted.contains("weightedmean"), "{weighted}");
+    let both = error_after(|folder| {
+        edit(folder, "1_Pooling/config.json", |config| config["pooling_mode_cls_token"] = json!(true));
+    });
+    assert!(both.contains("cls + mean"), "{both}");
+    let none = error_after(|folder| std::fs::remove_file(folder.join("modules.json")).unwrap());
+    assert!(none.contains("--pooling"), "{none}");
+}
+
+// U-06
+#[test]
+fn module_paths_cannot_leave_the_folder() {
+    for path in ["../1_Pooling", "/etc", "a/../../b", "C:\\x", "a\0b"] {
+        let error = error_after(|folder| edit(folder, "modules.json", |modules| modules[1]["path"] = json!(path)));
+        assert!(error.contains("modules.json"), "{path}: {error}");
+    }
+}
+
+// U-03
+#[test]
+fn tokenizers_that_do_not_fit_are_refused() {
+    let garbage = error_after(|folder| std::fs::write(folder.join("tokenizer.json"), b"{}").unwrap());
+    assert!(garbage.contains("tokenizer.json"), "{garbage}");
+    let beyond = error_after(|folder| {
+        edit(folder, "tokenizer.json", |tokenizer| tokenizer["model"]["vocab"]["zzz"] = json!(100_000));
+    });
+    assert!(beyond.contains("token id 100000"), "{beyond}");
+}
+
+// U-08
+#[test]
+fn a_maximum_length_that_cannot_be_is_refused_or_clamped() {
+    let zero = error_after(|folder| {
+        edit(folder, "sentence_bert_config.json", |config| config["max_seq_length"] = json!(0));
+    });
+    assert!(zero.contains("max_seq_length = 0"), "{zero}");
+    let folder = TinyModel::default().write();
+    edit(folder.path(), "sentence_bert_config.json", |config| config["max_seq_length"] = json!(100_000));
+    assert_eq!(try_load(folder.path()).unwrap().served.limits.max_tokens, 64, "positions are the ceiling");
+}
+
+// N-01
+#[test]
+fn weights_with_nan_never_become_ready() {
+    let error = error_after(|folder| {
+        weights(folder, |bytes| {
+            let end = bytes.len();
+            bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+        });
+    });
+    assert!(error.contains("non-finite"), "{error}");
+}
