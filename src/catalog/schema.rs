@@ -178,13 +178,11 @@ impl<'t> Reader<'t> {
         }
         self.require(table, whole, "path");
         let (text, start) = path?;
-        match expand_home(&text).filter(|_| !text.is_empty() && !text.contains(['$', '\0'])) {
-            Some(path) => Some(SourceSpec::Directory { path }),
-            None => {
-                self.problem(start, format!("not a plain path (variables are not expanded): {}", printable(&text)));
-                None
-            }
+        let path = expand_home(&text).filter(|_| !text.is_empty() && !text.contains(['$', '\0']));
+        if path.is_none() {
+            self.problem(start, format!("not a plain path (variables are not expanded): {}", printable(&text)));
         }
+        path.map(|path| SourceSpec::Directory { path })
     }
 
     // === values ===
@@ -251,13 +249,11 @@ impl<'t> Reader<'t> {
     }
 
     fn each<T>(&mut self, value: &Value<'t>, mut one: impl FnMut(&mut Self, &Value<'t>) -> Option<T>) -> Vec<T> {
-        match value.get_ref().as_array() {
-            Some(values) => values.iter().filter_map(|value| one(self, value)).collect(),
-            None => {
-                self.wrong_type(value, "an array");
-                Vec::new()
-            }
-        }
+        let Some(values) = value.get_ref().as_array() else {
+            self.wrong_type(value, "an array");
+            return Vec::new();
+        };
+        values.iter().filter_map(|value| one(self, value)).collect()
     }
 
     /// `{ "file" = "hash", ... }`

@@ -1,6 +1,117 @@
-//! stub
+//! Logging: `tracing` events to standard error, as text for people or as one JSON object per line.
+//!
+//! What a client sent is escaped: no control character of a value reaches a terminal or breaks a line. A closed
+//! standard error loses log lines and nothing else. Inputs, vectors, keys and tokens are never logged, at any level;
+//! that is the duty of whoever writes an event.
+
+use std::io::{self, Write};
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::config::LogConfig;
+
+/// How events are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
+    /// One line for people.
     Text,
+    /// One JSON object per line.
     Json,
+}
+
+/// Installs the logger of the process; only the first call has an effect. Directives that cannot be read are left
+/// out and named in a warning.
+pub fn init(config: &LogConfig) {
+    let (directives, unreadable) = readable(&config.filter);
+    let filter = EnvFilter::builder().parse_lossy(directives);
+    let lines = tracing_subscriber::fmt::layer().log_internal_errors(false).with_target(true);
+    let registry = tracing_subscriber::registry().with(filter);
+    let installed = match config.format {
+        LogFormat::Text => {
+            let stderr = Lines { escape_sequences: config.color };
+            registry.with(lines.with_ansi(config.color).with_writer(stderr)).try_init()
+        }
+        LogFormat::Json => {
+            let stderr = Lines { escape_sequences: false };
+            registry.with(lines.with_ansi(false).json().flatten_event(true).with_writer(stderr)).try_init()
+        }
+    };
+    // A logger that is already there belongs to a test or to a program that embeds us: it stays.
+    if installed.is_ok() && !unreadable.is_empty() {
+        tracing::warn!(directives = unreadable, "log filter not understood; ignored");
+    }
+}
+
+/// The directives that parse, and those that do not.
+fn readable(filter: &str) -> (String, String) {
+    let (good, bad): (Vec<&str>, Vec<&str>) =
+        filter.split(',').filter(|part| !part.trim().is_empty()).partition(|part| EnvFilter::try_new(part).is_ok());
+    let good = if good.is_empty() { "info".to_owned() } else { good.join(",") };
+    (good, bad.join(","))
+}
+
+/// Standard error, one event per write.
+#[derive(Debug, Clone, Copy)]
+struct Lines {
+    /// Whether ESC may pass, because the formatter itself writes colours.
+    escape_sequences: bool,
+}
+
+impl<'a> MakeWriter<'a> for Lines {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        *self
+    }
+}
+
+impl Write for Lines {
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        io::stderr().lock().write_all(&escaped(event, self.escape_sequences))?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// One event as one line: every control character but the final newline is spelt out.
+fn escaped(event: &[u8], escape_sequences: bool) -> Vec<u8> {
+    let (text, end) = event.strip_suffix(b"\n").map_or((event, &b""[..]), |text| (text, &b"\n"[..]));
+    let mut line = Vec::with_capacity(event.len());
+    for byte in text {
+        match byte {
+            0x1b if escape_sequences => line.push(*byte),
+            b'\n' => line.extend_from_slice(b"\\n"),
+            b'\r' => line.extend_from_slice(b"\\r"),
+            b'\t' => line.extend_from_slice(b"\\t"),
+            0..=0x1f | 0x7f => line.extend_from_slice(format!("\\x{byte:02x}").as_bytes()),
+            _ => line.push(*byte),
+        }
+    }
+    line.extend_from_slice(end);
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_stays_on_its_line() {
+        assert_eq!(escaped(b"a\nb\x1b[2Jc\x07\n", false), b"a\\nb\\x1b[2Jc\\x07\n");
+        assert_eq!(escaped(b"\x1b[32mINFO\x1b[0m x\r\n", true), b"\x1b[32mINFO\x1b[0m x\\r\n");
+        assert_eq!(escaped("é\n".as_bytes(), false), "é\n".as_bytes());
+    }
+
+    #[test]
+    fn an_unreadable_directive_is_named_and_left_out() {
+        assert_eq!(readable("info,hyper=warn"), ("info,hyper=warn".to_owned(), String::new()));
+        assert_eq!(readable("debug,a=b=c"), ("debug".to_owned(), "a=b=c".to_owned()));
+        assert_eq!(readable(""), ("info".to_owned(), String::new()));
+    }
 }

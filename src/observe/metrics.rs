@@ -1,73 +1,169 @@
-//! stub
+//! Every metric: name, meaning, labels and buckets in one table ([`Table::new`]); and the handles that the rest of the
+//! crate counts with.
+//!
+//! A series exists at zero from the start for every model and every closed label value, so that a rate is right from
+//! the first event on. Label values never come from clients.
+
+mod kinds;
+mod model;
+mod process;
+mod sheet;
+mod wire;
+
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use prometheus_client::encoding::text;
+use prometheus_client::registry::Registry;
+
+use sheet::{Counters, Gauges, Histograms, Scale, Sheet, labels, zero};
+
+pub use kinds::{ArrayReading, BatchFailure, ModelState, PanicThread, Refusal};
+pub use model::{ModelInfo, ModelMetrics};
+pub use wire::{Answer, AuthFailure, ConnectionEnd, Gone, HttpMetrics, Receipt, UNMATCHED};
+
+/// The content type of [`Metrics::encode`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The `model` label of events that no model is to blame for.
+pub const UNKNOWN_MODEL: &str = "unknown";
+
+/// All metrics of the process.
 #[derive(Debug)]
-pub struct Metrics;
-#[derive(Debug)]
-pub struct ModelMetrics;
-#[derive(Debug, Clone, Copy)]
-pub enum Refusal {
-    Full,
-    Loading,
-    Draining,
-    Dead,
-}
-#[derive(Debug, Clone, Copy)]
-pub enum BatchFailure {
-    Oom,
-    Device,
-    Panic,
-    NonFinite,
-}
-#[derive(Debug, Clone, Copy)]
-pub enum PanicThread {
-    Http,
-    Tokenizer,
-    Runner,
-}
-#[derive(Debug, Clone, Copy)]
-pub enum ArrayReading {
-    Cl100k,
-    O200k,
-    Model,
-    Refused,
-}
-impl Metrics {
-    pub fn new(_: &[String]) -> Arc<Self> {
-        Arc::new(Self)
-    }
-    pub fn model(&self, _: &str) -> Arc<ModelMetrics> {
-        Arc::new(ModelMetrics)
-    }
-    pub fn panicked(&self, _: PanicThread) {}
-}
-impl ModelMetrics {
-    pub fn queue_limits(&self, _: usize, _: usize) {}
-    pub fn queue_now(&self, _: usize, _: usize) {}
-    pub fn refused(&self, _: Refusal) {}
-    pub fn expired(&self, _: usize) {}
-    pub fn cancelled(&self, _: usize) {}
-    pub fn batch_done(&self, _: usize, _: usize, _: Duration) {}
-    pub fn batch_failed(&self, _: BatchFailure) {}
-    pub fn batch_split(&self) {}
-    pub fn row_non_finite(&self) {}
-    pub fn tokenized(&self, _: Duration) {}
-    pub fn queued(&self, _: Duration) {}
-    pub fn ran(&self, _: Duration) {}
-    pub fn token_array(&self, _: ArrayReading) {}
-    pub fn success_now(&self) {}
+pub struct Metrics {
+    registry: Registry,
+    table: Arc<Table>,
+    http: HttpMetrics,
+    models: HashMap<String, Arc<ModelMetrics>>,
+    unknown: Arc<ModelMetrics>,
 }
 
-#[derive(Debug, Clone)]
-pub struct ModelInfo {
-    pub revision: String,
-    pub architecture: String,
-    pub dtype: String,
-    pub device: String,
-    pub pooling: String,
-    pub dimensions: usize,
+/// Seconds since 1970, for answers and metrics alone: deadlines use the monotonic clock.
+pub fn unix_time() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
-impl ModelMetrics {
-    pub fn set_info(&self, _: &ModelInfo) {}
-    pub fn loaded(&self, _: Duration, _: u64) {}
+
+/// The metrics that are not about HTTP.
+#[derive(Debug)]
+struct Table {
+    queue_rows: Gauges,
+    queue_tokens: Gauges,
+    queue_limit_rows: Gauges,
+    queue_limit_tokens: Gauges,
+    queue_refused: Counters,
+    queue_expired: Counters,
+    queue_cancelled: Counters,
+    batches: Counters,
+    batch_failures: Counters,
+    batch_splits: Counters,
+    batch_rows: Histograms,
+    batch_tokens: Histograms,
+    batch_duration: Histograms,
+    computed_tokens: Counters,
+    rows_non_finite: Counters,
+    stage_duration: Histograms,
+    token_arrays: Counters,
+    model_info: Gauges,
+    model_state: Gauges,
+    model_load_seconds: Gauges,
+    model_weight_bytes: Gauges,
+    model_last_success: Gauges,
+    threads: Gauges,
+    panics: Counters,
+    build_info: Gauges,
+}
+
+impl Table {
+    #[rustfmt::skip]
+    fn new(s: &mut Sheet) -> Self {
+        use Scale::{Rows, Stages, Tokens};
+        Self {
+            queue_rows: s.gauges("embedserve_queue_rows", "Rows waiting, by model and lane"),
+            queue_tokens: s.gauges("embedserve_queue_tokens", "Tokens waiting, by model and lane"),
+            queue_limit_rows: s.gauges("embedserve_queue_limit_rows", "Rows that may wait, by model"),
+            queue_limit_tokens: s.gauges("embedserve_queue_limit_tokens", "Tokens that may wait, by model"),
+            queue_refused: s.counters("embedserve_queue_refused", "Requests refused at once, by model and reason"),
+            queue_expired: s.counters("embedserve_queue_expired", "Rows whose deadline passed while waiting, by model"),
+            queue_cancelled: s.counters("embedserve_queue_cancelled", "Waiting rows whose client left, by model"),
+            batches: s.counters("embedserve_batches", "Forward passes, by model and device"),
+            batch_failures: s.counters("embedserve_batch_failures", "Forward passes without a result, by reason"),
+            batch_splits: s.counters("embedserve_batch_splits", "Batches tried again in halves, by reason"),
+            batch_rows: s.histograms(Rows, "embedserve_batch_rows", "Rows of one forward pass"),
+            batch_tokens: s.histograms(Tokens, "embedserve_batch_tokens", "Tokens of one forward pass"),
+            batch_duration: s.histograms(Stages, "embedserve_batch_duration_seconds", "Time of one forward pass"),
+            computed_tokens: s.counters("embedserve_computed_tokens", "Tokens through the model, by device"),
+            rows_non_finite: s.counters("embedserve_rows_non_finite", "Rows with a NaN or an infinity, by outcome"),
+            stage_duration: s.histograms(Stages, "embedserve_stage_duration_seconds", "Time in one stage of a request"),
+            token_arrays: s.counters("embedserve_token_arrays", "Token arrays, by the encoding they were read in"),
+            model_info: s.gauges("embedserve_model_info", "1, with what is served as labels"),
+            model_state: s.gauges("embedserve_model_state", "1 for the state a model is in"),
+            model_load_seconds: s.gauges("embedserve_model_load_seconds", "Time from files to the first vector"),
+            model_weight_bytes: s.gauges("embedserve_model_weight_bytes", "Memory of the packed weights"),
+            model_last_success: s.gauges(
+                "embedserve_model_last_success_timestamp_seconds",
+                "Unix time of the last forward pass that gave a vector",
+            ),
+            threads: s.gauges("embedserve_threads", "Configured threads, by pool"),
+            panics: s.counters("embedserve_panics", "Panics caught, by kind of thread"),
+            build_info: s.gauges("embedserve_build_info", "1, with the build as labels"),
+        }
+    }
+}
+
+// === impl Metrics ===
+
+impl Metrics {
+    /// Creates every series that can exist before a request arrives.
+    pub fn new(model_ids: &[String]) -> Arc<Self> {
+        let mut sheet = Sheet::default();
+        let table = Arc::new(Table::new(&mut sheet));
+        let http = HttpMetrics::new(&mut sheet, model_ids);
+        let mut registry = sheet.0;
+        registry.register_collector(Box::new(process::Process));
+        for thread in PanicThread::ALL {
+            zero(&table.panics, &labels([("thread", thread.label().into())]));
+        }
+        let models = model_ids.iter().map(|id| (id.clone(), Arc::new(ModelMetrics::new(id, &table)))).collect();
+        let unknown = Arc::new(ModelMetrics::new(UNKNOWN_MODEL, &table));
+        let metrics = Self { registry, table, http, models, unknown };
+        metrics.build("cpu", "unknown");
+        Arc::new(metrics)
+    }
+
+    /// The metrics of a canonical id; any other name counts as `unknown`.
+    pub fn model(&self, id: &str) -> Arc<ModelMetrics> {
+        Arc::clone(self.models.get(id).unwrap_or(&self.unknown))
+    }
+
+    pub const fn http(&self) -> &HttpMetrics {
+        &self.http
+    }
+
+    pub fn panicked(&self, thread: PanicThread) {
+        self.table.panics.get_or_create(&labels([("thread", thread.label().into())])).inc();
+    }
+
+    /// The size of a thread pool; `pool` is one of ours.
+    pub fn threads(&self, pool: &'static str, n_threads: usize) {
+        self.table.threads.get_or_create(&labels([("pool", pool.into())])).set(n_threads as f64);
+    }
+
+    /// What this build is and which kernels it chose, once that is known.
+    pub fn build(&self, features: &str, isa: &str) {
+        let version = env!("CARGO_PKG_VERSION");
+        self.table.build_info.clear();
+        let series =
+            [("version", version.into()), ("features", features.to_owned().into()), ("isa", isa.to_owned().into())];
+        self.table.build_info.get_or_create(&labels(series)).set(1.0);
+    }
+
+    /// Every metric in the `OpenMetrics` text format.
+    pub fn encode(&self) -> String {
+        let mut page = String::new();
+        // Writing to a string cannot fail, and none of our values refuses to be written.
+        let written = text::encode(&mut page, &self.registry);
+        debug_assert!(written.is_ok(), "a metric could not be written");
+        page
+    }
 }

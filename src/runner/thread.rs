@@ -147,10 +147,11 @@ fn report(model: &str, error: &BatchError, rows: usize, (metrics, model_metrics)
             model_metrics.batch_failed(BatchFailure::Device);
             tracing::error!(model, rows, %error, "forward pass failed; isolating the row");
         }
-        BatchError::Panicked(panic) => {
+        // The message may quote the input: the place of the panic is in the log already.
+        BatchError::Panicked(_) => {
             metrics.panicked(PanicThread::Runner);
             model_metrics.batch_failed(BatchFailure::Panic);
-            tracing::error!(model, rows, panic, "forward pass panicked; isolating the row");
+            tracing::error!(model, rows, "forward pass panicked; isolating the row");
         }
     }
 }

@@ -2,9 +2,17 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 #![expect(unreachable_pub, reason = "support modules are public to their siblings")]
 
+mod catalog;
+mod download;
+mod download_cache;
 mod invariance;
 mod isolation;
 mod kernels;
+mod parity;
 mod queue;
+mod real;
 mod support;
+mod tidy;
+mod untrusted_files;
 mod untrusted_weights;
+mod wheel;

@@ -1,1 +1,20 @@
-fn main() {}
+//! The executable: exit codes, signals, start-up order, secrets in output.
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![expect(dead_code, reason = "the fakes serve the in-process tests too")]
+#![expect(unreachable_pub, reason = "support modules are public to their siblings")]
+
+mod command_line;
+mod downloads;
+mod lifecycle;
+mod secrets;
+mod server;
+
+/// The in-process tests' fakes, as far as they need no model.
+#[path = "../it/support"]
+mod support {
+    pub mod fake_hub;
+    pub mod fake_pip;
+    pub mod random;
+    pub mod sources;
+    pub mod tiny_model;
+}

@@ -2,6 +2,10 @@
 
 pub mod device;
 pub mod evil;
+pub mod fake_hub;
+pub mod fake_pip;
+pub mod golden;
 pub mod random;
 pub mod served;
+pub mod sources;
 pub mod tiny_model;

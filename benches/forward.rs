@@ -1,0 +1,121 @@
+//! Forward passes of a real model beside candle-transformers' own BertModel on the same weights and token ids, in
+//! turn, in one process: `cargo bench --bench compute -- forward`.
+//!
+//! The model is the default one, obtained as the server would; `EMBEDSERVE_BENCH_MODEL=DIR` names another folder.
+//! candle-transformers gets both of its uses: rows sorted by length and padded in batches of 32, and one row at a
+//! time without padding. Rates count real tokens. Each line is one JSON object.
+
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
+use candle_transformers::models::bert::{BertModel, Config};
+use clap::Parser;
+use embedserve::arch::packed::PackedBatch;
+use embedserve::arch::{self, Encoder};
+use embedserve::cli::Cli;
+use embedserve::config::{self, Environment};
+use embedserve::kernel::Isa;
+use embedserve::observe::progress::LoadProgress;
+use embedserve::threads::{self, Threads};
+use embedserve::weights::Weights;
+use embedserve::{catalog, source};
+use serde_json::json;
+
+use crate::support::{in_turn, median, mixed256, peak_flops, uniform};
+
+const ROUNDS: usize = 5;
+/// Tokens of one of our batches, as the server's default.
+const BATCH_TOKENS: usize = 2048;
+/// Rows of one padded batch.
+const PADDED_ROWS: usize = 32;
+
+pub fn run() {
+    let folder = folder();
+    let text = std::fs::read_to_string(folder.join("config.json")).expect("config.json");
+    let value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let weight_file = folder.join("model.safetensors");
+    let files = std::slice::from_ref(&weight_file);
+    let mut loaded = arch::load(&value, files, &Device::Cpu, Isa::detect()).expect("our model");
+    let weights = Weights::open(files, str::to_owned).expect("weights");
+    let builder = VarBuilder::from_backend(Box::new(weights), DType::F32, Device::Cpu);
+    let config: Config = serde_json::from_str(&text).expect("config.json");
+    let candle = BertModel::load(builder, &config).expect("candle's model");
+
+    let n_threads = threads::available();
+    let pool = Threads::new(n_threads).expect("threads");
+    let peak = peak_flops(n_threads);
+    let spec = &loaded.spec;
+    let linear = 2 * spec.n_layers * (4 * spec.hidden_size.pow(2) + 2 * spec.hidden_size * spec.intermediate_size);
+    let attention = 4 * spec.n_layers * spec.hidden_size;
+    println!("{}", json!({"threads": n_threads, "peak_gflops": (peak / 1e9).round(), "isa": Isa::detect().name()}));
+
+    for (name, rows) in [("mixed256", mixed256()), ("32x128", uniform(32, 128)), ("1x16", uniform(1, 16)), ("1x128", uniform(1, 128))]
+    {
+        let tokens: usize = rows.iter().map(Vec::len).sum();
+        let flops: f64 = rows.iter().map(|row| (row.len() * (linear + attention * row.len())) as f64).sum();
+        let mut ours = || packed(loaded.encoder.as_mut(), &pool, &rows);
+        let mut padded = || padded(&candle, &rows);
+        let mut single = || rows.iter().for_each(|row| candle_batch(&candle, &[row]));
+        let times = in_turn(ROUNDS, &mut [&mut ours, &mut padded, &mut single]);
+        let medians: Vec<f64> = times.iter().map(|times| median(times).as_secs_f64()).collect();
+        for (engine, seconds) in ["embedserve", "candle padded", "candle unpadded"].into_iter().zip(&medians) {
+            let figures = json!({
+                "workload": name, "engine": engine, "tokens": tokens,
+                "tokens_per_s": (tokens as f64 / seconds).round(),
+                "ms": (seconds * 1e5).round() / 1e2,
+                "percent_of_peak": (1000.0 * flops / seconds / peak).round() / 10.0,
+                "ours_over_this": (100.0 * seconds / medians[0]).round() / 100.0,
+            });
+            println!("{figures}");
+        }
+    }
+}
+
+fn folder() -> PathBuf {
+    if let Some(folder) = std::env::var_os("EMBEDSERVE_BENCH_MODEL") {
+        return folder.into();
+    }
+    let arguments = Cli::parse_from(["embedserve"]).serve;
+    let sources = config::source(&arguments.source, &Environment::of_process()).expect("settings");
+    let spec = catalog::resolve(config::DEFAULT_MODEL, &catalog::builtin().expect("catalogue")).expect("default model");
+    source::obtain(&spec, &sources, &LoadProgress::default(), &AtomicBool::new(false)).expect("weights").path
+}
+
+/// Our way: batches by tokens, nothing padded.
+fn packed(encoder: &mut dyn Encoder, pool: &Threads, rows: &[Vec<u32>]) {
+    let mut waiting = rows;
+    while !waiting.is_empty() {
+        let mut left = BATCH_TOKENS;
+        let fits = |row: &&Vec<u32>| {
+            left = left.saturating_sub(row.len());
+            left > 0
+        };
+        let n = waiting.iter().take_while(fits).count().max(1);
+        let batch = PackedBatch::new(waiting[..n].iter().map(Vec::as_slice));
+        std::hint::black_box(pool.turn(|| encoder.forward(&batch)).expect("forward"));
+        waiting = &waiting[n..];
+    }
+}
+
+/// The usual way: sorted by length, batches of equal row count, padded to the longest.
+fn padded(model: &BertModel, rows: &[Vec<u32>]) {
+    let mut sorted: Vec<&Vec<u32>> = rows.iter().collect();
+    sorted.sort_by_key(|row| row.len());
+    sorted.chunks(PADDED_ROWS).for_each(|batch| candle_batch(model, batch));
+}
+
+fn candle_batch(model: &BertModel, rows: &[&Vec<u32>]) {
+    let width = rows.iter().map(|row| row.len()).max().unwrap_or(0);
+    let (mut ids, mut mask) = (Vec::new(), Vec::new());
+    for row in rows {
+        ids.extend(row.iter().copied().chain(std::iter::repeat_n(0, width - row.len())));
+        mask.extend((0..width).map(|i| u32::from(i < row.len())));
+    }
+    let shape = (rows.len(), width);
+    let ids = Tensor::from_vec(ids, shape, &Device::Cpu).expect("ids");
+    let mask = Tensor::from_vec(mask, shape, &Device::Cpu).expect("mask");
+    let types = ids.zeros_like().expect("types");
+    std::hint::black_box(model.forward(&ids, &types, Some(&mask)).expect("candle forward"));
+}

@@ -1,0 +1,127 @@
+//! `POST /v1/embeddings`: headers, body, JSON, model, values, vectors, answer; in this order, because the first thing
+//! wrong decides which error the client sees.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::extract::{Request, State};
+use axum::http::HeaderName;
+use axum::response::{IntoResponse, Response};
+
+use crate::engine::{Embedded, Slot};
+use crate::http::HttpState;
+use crate::http::error::ApiError;
+use crate::http::exchange::Account;
+use crate::http::limits;
+use crate::http::reply::{self, Encoding};
+use crate::http::wire::{self, WireRequest};
+use crate::observe::metrics::{ModelMetrics, Receipt};
+use crate::request::EmbedRequest;
+
+/// The handler. What it learnt travels to the log, the metrics and the headers beside the answer, also a failed one.
+pub async fn embeddings(State(state): State<Arc<HttpState>>, request: Request) -> Response {
+    let mut account = Account::default();
+    let mut response = match answer(&state, request, &mut account).await {
+        Ok(body) => reply::body(body, "application/json"),
+        Err(error) => error.into_response(),
+    };
+    if let Some(receipt) = account.receipt.as_ref().filter(|receipt| receipt.truncated > 0) {
+        response.headers_mut().insert(HeaderName::from_static("x-truncated-inputs"), receipt.truncated.into());
+    }
+    response.extensions_mut().insert(account);
+    response
+}
+
+async fn answer(state: &HttpState, request: Request, account: &mut Account) -> Result<Vec<u8>, ApiError> {
+    let received = Instant::now();
+    limits::check_headers(request.headers())?;
+    let body = state.bodies.read(request.into_body()).await?;
+    let parsing = Instant::now();
+    let caps = state.caps();
+    // The body's share of the budget is given back when the vectors are there: until then its texts are in memory.
+    let (body, parsed) = off_thread(body.bytes.len(), move || {
+        let parsed = wire::parse(&body.bytes, caps);
+        (body, parsed)
+    })
+    .await?;
+    let parsed = parsed?;
+    account.timings.parse = parsing.elapsed();
+
+    let WireRequest { model: name, encoding_format, has_input, raw, refusal } = parsed;
+    let (slot, name) = model(state, name)?;
+    account.model = Some(Arc::clone(&slot.spec));
+    let metrics = state.engine.metrics.model(&slot.spec.id);
+    metrics.parsed(account.timings.parse);
+    let failed = |error| ApiError::from_engine(error, &name, received.elapsed());
+    let served = state.engine.served(slot).map_err(failed)?;
+    if !has_input {
+        return Err(ApiError::MissingInput);
+    }
+    let deadline = received + state.requests.request_timeout;
+    let request = EmbedRequest::parse(name.clone(), raw, &served.limits, deadline)?;
+    if let Some(refusal) = refusal {
+        return Err(refusal.into());
+    }
+    let encoding = match encoding_format {
+        None => Encoding::default(),
+        Some(given) => Encoding::parse(&given).ok_or(ApiError::EncodingFormat { given })?,
+    };
+    let embedded = served.embed(request).await.map_err(failed)?;
+    drop(body);
+    account.timings.engine = embedded.timings;
+    write(embedded, name, encoding, (account, &metrics)).await
+}
+
+/// The model a request means, and the name that its answer repeats.
+fn model(state: &HttpState, name: Option<String>) -> Result<(&Arc<Slot>, String), ApiError> {
+    let name = name.filter(|name| !name.is_empty());
+    let any = state.engine.names().accepts_any();
+    match (state.engine.slot(name.as_deref()), name) {
+        (Ok(slot), Some(name)) => {
+            if any {
+                state.strangers.note(state.engine.names(), &name, &slot.spec.id);
+            }
+            Ok((slot, name))
+        }
+        (Ok(slot), None) => Ok((slot, slot.spec.id.clone())),
+        (Err(_), Some(model)) => Err(ApiError::UnknownModel { model }),
+        (Err(_), None) => Err(ApiError::MissingModel),
+    }
+}
+
+async fn write(
+    embedded: Embedded,
+    name: String,
+    encoding: Encoding,
+    (account, metrics): (&mut Account, &ModelMetrics),
+) -> Result<Vec<u8>, ApiError> {
+    let writing = Instant::now();
+    let rows = embedded.rows;
+    let receipt = Receipt {
+        row_tokens: rows.iter().map(|row| row.tokens).collect(),
+        truncated: rows.iter().filter(|row| row.cut.is_some()).count(),
+    };
+    let values: usize = rows.iter().map(|row| row.vector.as_slice().len()).sum();
+    let body = off_thread(values * size_of::<f32>(), move || reply::embeddings(&name, &rows, encoding)).await?;
+    account.receipt = Some(receipt);
+    account.timings.write = writing.elapsed();
+    metrics.wrote(account.timings.write);
+    Ok(body)
+}
+
+/// Runs `work` here when it is small, and on a thread that may block when it would hold up other connections.
+async fn off_thread<R: Send + 'static>(
+    size_bytes: usize,
+    work: impl FnOnce() -> R + Send + 'static,
+) -> Result<R, ApiError> {
+    if size_bytes <= INLINE_BYTES {
+        return Ok(work());
+    }
+    tokio::task::spawn_blocking(work).await.map_err(|error| {
+        tracing::error!(panicked = error.is_panic(), "a blocking task ended without a result");
+        ApiError::Internal
+    })
+}
+
+/// About a quarter of a millisecond of work.
+const INLINE_BYTES: usize = 256 * 1024;

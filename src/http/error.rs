@@ -1,0 +1,326 @@
+//! Every failure a client can see, and the one table that says how: status, type, param, code and headers.
+//!
+//! The wording (`message`) is an interface: client libraries classify errors by substring. Numbers such as E21 are the
+//! rows of the wire contract's error table.
+
+mod message;
+
+use std::borrow::Cow;
+use std::hash::{BuildHasher, RandomState};
+use std::time::Duration;
+
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use crate::batch::RowFailure;
+use crate::engine::EngineError;
+use crate::http::reply;
+use crate::request::RequestError;
+
+/// One failed request, with the values that its message shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ApiError {
+    /// E01
+    NoKey,
+    /// E02: what may be shown of the key.
+    WrongKey { shown: String },
+    /// E04
+    HostNotAllowed { host: String },
+    /// E05
+    UnknownModel { model: String },
+    /// E06
+    NoSuchModel { model: String },
+    /// E07
+    UnknownUrl { method: String, path: String },
+    /// E08
+    MethodNotAllowed { method: String, path: String, allow: &'static str },
+    /// E09
+    BodyTimeout { limit: Duration },
+    /// E10
+    BodyTooLarge { limit: usize },
+    /// E12
+    MediaType { given: String },
+    /// E13
+    ContentEncoding { given: String },
+    /// E14: the reason ends with its line and column.
+    Json { reason: String },
+    /// E15
+    MissingModel,
+    /// E16
+    MissingInput,
+    /// E17
+    WrongType { place: String, expected: &'static str, got: &'static str },
+    /// E18 to E28, E30
+    Request(RequestError),
+    /// E29
+    EncodingFormat { given: String },
+    /// E33
+    Internal,
+    /// E34
+    NonFinite { place: String },
+    /// E35
+    Overloaded { retry: RetryAfter },
+    /// E36
+    Loading { model: String, retry: RetryAfter },
+    /// E37
+    Draining { retry: RetryAfter },
+    /// E38
+    Unavailable { model: String, retry: RetryAfter },
+    /// E39: with a delay when the time was lost in a queue.
+    Deadline { after: Duration, retry: Option<RetryAfter> },
+    /// The body ended early, or its chunks are malformed.
+    BodyBroken,
+}
+
+/// A delay that a client is asked to keep: whole seconds from 1 to 59, because several SDKs ignore or misread others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RetryAfter(u64);
+
+/// The error's `code`, for metrics and the log; travels as a response extension.
+#[derive(Debug, Clone, Copy)]
+pub struct ErrorCode(pub &'static str);
+
+/// The codes that an embeddings route can answer with; `none` stands for `null`.
+pub const EMBEDDING_CODES: [&str; 23] = [
+    NO_CODE,
+    "invalid_api_key",
+    "host_not_allowed",
+    "model_not_found",
+    "method_not_supported",
+    "request_timeout",
+    "request_too_large",
+    "unsupported_media_type",
+    "missing_required_parameter",
+    "invalid_type",
+    "context_length_exceeded",
+    "max_tokens_per_request",
+    "invalid_token_id",
+    "ambiguous_token_ids",
+    "token_arrays_not_supported",
+    "integer_below_min_value",
+    "invalid_value",
+    "non_finite",
+    "server_is_overloaded",
+    "model_loading",
+    "shutting_down",
+    "model_unavailable",
+    "deadline_exceeded",
+];
+
+const NO_CODE: &str = "none";
+
+/// One row of the table.
+struct Row {
+    status: StatusCode,
+    kind: &'static str,
+    param: Option<Cow<'static, str>>,
+    code: Option<&'static str>,
+}
+
+#[derive(Serialize)]
+struct Envelope<'a> {
+    error: Fields<'a>,
+}
+
+#[derive(Serialize)]
+struct Fields<'a> {
+    message: &'a str,
+    r#type: &'a str,
+    param: Option<&'a str>,
+    code: Option<&'a str>,
+}
+
+const INVALID: &str = "invalid_request_error";
+const SERVER: &str = "server_error";
+const UNAVAILABLE: &str = "service_unavailable_error";
+
+// === impl ApiError ===
+
+impl ApiError {
+    /// What an engine's failure means for a request that named `model` and has taken `elapsed` so far.
+    pub fn from_engine(error: EngineError, model: &str, elapsed: Duration) -> Self {
+        let model = || model.to_owned();
+        match error {
+            EngineError::UnknownModel => Self::UnknownModel { model: model() },
+            EngineError::Loading { retry_after } => {
+                Self::Loading { model: model(), retry: RetryAfter::of(retry_after) }
+            }
+            EngineError::Draining => Self::Draining { retry: RetryAfter::of(DRAINING_WAIT) },
+            EngineError::Unavailable { .. } => {
+                Self::Unavailable { model: model(), retry: RetryAfter::of(UNAVAILABLE_WAIT) }
+            }
+            EngineError::Request(error) => Self::Request(error),
+            EngineError::QueueFull { retry_after } => Self::Overloaded { retry: RetryAfter::of(retry_after) },
+            // A queue that made a row wait this long needs about as long again to become short.
+            EngineError::Deadline { stage: "queued" } => {
+                Self::Deadline { after: elapsed, retry: Some(RetryAfter::of(elapsed)) }
+            }
+            EngineError::Deadline { .. } => Self::Deadline { after: elapsed, retry: None },
+            EngineError::Row { place, failure } => match failure {
+                RowFailure::NonFinite => Self::NonFinite { place: place.to_string() },
+                RowFailure::Failed | RowFailure::Panicked => Self::Internal,
+                RowFailure::Dropped => Self::Unavailable { model: model(), retry: RetryAfter::of(UNAVAILABLE_WAIT) },
+            },
+            EngineError::Internal(_) => Self::Internal,
+        }
+    }
+
+    fn row(&self) -> Row {
+        let invalid = |status, code| Row { status, kind: INVALID, param: None, code };
+        let field = |param: &'static str, code| Row {
+            status: StatusCode::BAD_REQUEST,
+            kind: INVALID,
+            param: Some(param.into()),
+            code,
+        };
+        let later =
+            |code| Row { status: StatusCode::SERVICE_UNAVAILABLE, kind: UNAVAILABLE, param: None, code: Some(code) };
+        let server = |status, param: Option<&'static str>, code| Row {
+            status,
+            kind: SERVER,
+            param: param.map(Cow::Borrowed),
+            code,
+        };
+        match self {
+            Self::NoKey | Self::WrongKey { .. } => invalid(StatusCode::UNAUTHORIZED, Some("invalid_api_key")),
+            Self::HostNotAllowed { .. } => invalid(StatusCode::FORBIDDEN, Some("host_not_allowed")),
+            Self::UnknownModel { .. } => invalid(StatusCode::NOT_FOUND, Some("model_not_found")),
+            Self::NoSuchModel { .. } => {
+                Row { status: StatusCode::NOT_FOUND, ..field("model", Some("model_not_found")) }
+            }
+            Self::UnknownUrl { .. } => invalid(StatusCode::NOT_FOUND, None),
+            Self::MethodNotAllowed { .. } => invalid(StatusCode::METHOD_NOT_ALLOWED, Some("method_not_supported")),
+            Self::BodyTimeout { .. } => invalid(StatusCode::REQUEST_TIMEOUT, Some("request_timeout")),
+            Self::BodyTooLarge { .. } => invalid(StatusCode::PAYLOAD_TOO_LARGE, Some("request_too_large")),
+            Self::MediaType { .. } | Self::ContentEncoding { .. } => {
+                invalid(StatusCode::UNSUPPORTED_MEDIA_TYPE, Some("unsupported_media_type"))
+            }
+            Self::Json { .. } | Self::BodyBroken => invalid(StatusCode::BAD_REQUEST, None),
+            Self::MissingModel => field("model", Some("missing_required_parameter")),
+            Self::MissingInput => field("input", Some("missing_required_parameter")),
+            Self::WrongType { place, .. } => {
+                let name = place.split('[').next().unwrap_or_default().to_owned();
+                Row { param: Some(name.into()), ..field("input", Some("invalid_type")) }
+            }
+            Self::Request(error) => request_row(error, field),
+            Self::EncodingFormat { .. } => field("encoding_format", None),
+            Self::Internal => server(StatusCode::INTERNAL_SERVER_ERROR, None, None),
+            Self::NonFinite { .. } => server(StatusCode::INTERNAL_SERVER_ERROR, Some("input"), Some("non_finite")),
+            Self::Overloaded { .. } => later("server_is_overloaded"),
+            Self::Loading { .. } => later("model_loading"),
+            Self::Draining { .. } => later("shutting_down"),
+            Self::Unavailable { .. } => later("model_unavailable"),
+            Self::Deadline { .. } => server(StatusCode::GATEWAY_TIMEOUT, None, Some("deadline_exceeded")),
+        }
+    }
+
+    fn retry(&self) -> Option<RetryAfter> {
+        match self {
+            Self::Overloaded { retry }
+            | Self::Loading { retry, .. }
+            | Self::Draining { retry }
+            | Self::Unavailable { retry, .. } => Some(*retry),
+            Self::Deadline { retry, .. } => *retry,
+            _ => None,
+        }
+    }
+
+    /// Headers that belong to this failure alone.
+    fn extra_headers(&self) -> Vec<(HeaderName, HeaderValue)> {
+        let fixed = |name, value| vec![(name, HeaderValue::from_static(value))];
+        match self {
+            Self::NoKey | Self::WrongKey { .. } => fixed(header::WWW_AUTHENTICATE, "Bearer"),
+            Self::MethodNotAllowed { allow, .. } => fixed(header::ALLOW, allow),
+            Self::ContentEncoding { .. } => fixed(header::ACCEPT_ENCODING, "identity"),
+            // The rest of the body is not wanted, so the connection cannot carry another request.
+            Self::BodyTimeout { .. } | Self::BodyTooLarge { .. } | Self::Draining { .. } => {
+                fixed(header::CONNECTION, "close")
+            }
+            // Repeating it gives the same answer: stops the SDKs from trying.
+            Self::NonFinite { .. } => fixed(HeaderName::from_static("x-should-retry"), "false"),
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// The rows for values that do not fit the model.
+fn request_row(error: &RequestError, field: impl Fn(&'static str, Option<&'static str>) -> Row) -> Row {
+    match error {
+        RequestError::EmptyArray { .. } | RequestError::EmptyString { .. } | RequestError::TooManyInputs { .. } => {
+            field("input", None)
+        }
+        RequestError::TooLong { .. } => field("input", Some("context_length_exceeded")),
+        RequestError::TooManyTokens { .. } => {
+            Row { kind: "max_tokens_per_request", ..field("input", Some("max_tokens_per_request")) }
+        }
+        RequestError::TokenId { .. } => field("input", Some("invalid_token_id")),
+        RequestError::AmbiguousTokenIds { .. } => field("input", Some("ambiguous_token_ids")),
+        RequestError::TokenArraysRejected => field("input", Some("token_arrays_not_supported")),
+        RequestError::DimensionsUnsupported | RequestError::DimensionsTooLarge { .. } => field("dimensions", None),
+        RequestError::DimensionsTooSmall { .. } => field("dimensions", Some("integer_below_min_value")),
+        RequestError::InvalidValue { field: name, .. } => field(name, Some("invalid_value")),
+    }
+}
+
+impl From<RequestError> for ApiError {
+    fn from(error: RequestError) -> Self {
+        Self::Request(error)
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let row = self.row();
+        let mut response = envelope(row.status, &self.message(), &row);
+        let headers = response.headers_mut();
+        headers.extend(self.extra_headers());
+        if let Some(retry) = self.retry() {
+            headers.insert(header::RETRY_AFTER, retry.0.into());
+            headers.insert(HeaderName::from_static("retry-after-ms"), (retry.0 * 1000).into());
+        }
+        response.extensions_mut().insert(ErrorCode(row.code.unwrap_or(NO_CODE)));
+        response
+    }
+}
+
+fn envelope(status: StatusCode, message: &str, row: &Row) -> Response {
+    let error = Fields { message, r#type: row.kind, param: row.param.as_deref(), code: row.code };
+    let mut response = reply::json(&Envelope { error });
+    *response.status_mut() = status;
+    response
+}
+
+/// The body of an answer to something that is not a request we can parse (E11 and malformed HTTP).
+pub fn wire_error(message: &str, code: Option<&str>) -> Vec<u8> {
+    let error = Fields { message, r#type: INVALID, param: None, code };
+    serde_json::to_vec(&Envelope { error }).unwrap_or_default()
+}
+
+/// The message of E11.
+pub fn headers_too_large(limit_bytes: usize) -> String {
+    format!("Request headers exceed {limit_bytes} bytes.")
+}
+
+// === impl RetryAfter ===
+
+impl RetryAfter {
+    /// `wait` and up to a fifth more, so that refused clients do not return together.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to 1..=59 before the cast")]
+    pub fn of(wait: Duration) -> Self {
+        let spread = 1.0 + 0.2 * (RandomState::new().hash_one(0) as f64 / u64::MAX as f64);
+        Self((wait.as_secs_f64() * spread).ceil().clamp(1.0, 59.0) as u64)
+    }
+
+    pub const fn seconds(self) -> u64 {
+        self.0
+    }
+}
+
+/// Long enough for a balancer to have taken us out.
+const DRAINING_WAIT: Duration = Duration::from_secs(2);
+/// A dead model needs its process restarted.
+const UNAVAILABLE_WAIT: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,92 @@
+//! `GET /v1/models` and `GET /v1/models/{id}`, from the closed catalogue.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::Uri;
+use axum::response::{IntoResponse, Response};
+use percent_encoding::percent_decode_str;
+use serde::Serialize;
+
+use crate::catalog::{ModelSpec, NameEntry};
+use crate::engine::{Slot, SlotState};
+use crate::http::HttpState;
+use crate::http::error::ApiError;
+use crate::http::reply;
+
+#[derive(Debug, Serialize)]
+struct List {
+    object: &'static str,
+    data: Vec<Model>,
+}
+
+/// One name that requests may use.
+#[derive(Debug, Serialize)]
+struct Model {
+    id: String,
+    object: &'static str,
+    created: u64,
+    owned_by: String,
+    /// The canonical id.
+    root: String,
+    /// The limit that is enforced; absent until the model's own files have said it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_model_len: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dimensions: Option<usize>,
+}
+
+pub async fn list(State(state): State<Arc<HttpState>>) -> Response {
+    let data = state.engine.names().entries().into_iter().filter_map(|entry| describe(&state, entry)).collect();
+    reply::json(&List { object: "list", data })
+}
+
+/// The id is the rest of the path: SDKs send its slash as `%2F`, people as it is.
+pub async fn retrieve(State(state): State<Arc<HttpState>>, uri: Uri) -> Response {
+    let id = uri.path().split_once("/models/").map_or("", |(_, id)| id);
+    let id = percent_decode_str(id).decode_utf8_lossy().into_owned();
+    let entries = state.engine.names().entries();
+    let exact = entries.iter().position(|entry| entry.name == id);
+    let found = exact.or_else(|| entries.iter().position(|entry| entry.name.eq_ignore_ascii_case(&id)));
+    let model = found.and_then(|index| entries.into_iter().nth(index)).and_then(|entry| describe(&state, entry));
+    match model {
+        Some(model) => reply::json(&model),
+        None => ApiError::NoSuchModel { model: id }.into_response(),
+    }
+}
+
+fn describe(state: &HttpState, entry: NameEntry) -> Option<Model> {
+    let slot = state.engine.slots().get(entry.model_index)?;
+    let spec = &slot.spec;
+    let owner = spec.id.split_once('/').map_or("embedserve", |(owner, _)| owner);
+    let Effective { max_model_len, dimensions } = Effective::of(slot, spec);
+    Some(Model {
+        id: entry.name,
+        object: "model",
+        created: spec.created,
+        owned_by: owner.to_owned(),
+        root: spec.id.clone(),
+        max_model_len,
+        dimensions,
+    })
+}
+
+/// What is enforced once a model is loaded, what its entry promises before.
+#[derive(Debug, Clone, Copy)]
+pub struct Effective {
+    pub max_model_len: Option<usize>,
+    pub dimensions: Option<usize>,
+}
+
+impl Effective {
+    pub fn of(slot: &Slot, spec: &ModelSpec) -> Self {
+        match slot.state() {
+            SlotState::Ready(served) => {
+                Self { max_model_len: Some(served.limits.max_tokens), dimensions: Some(served.limits.dimensions) }
+            }
+            SlotState::Loading | SlotState::Failed { .. } => {
+                Self { max_model_len: spec.max_tokens, dimensions: spec.dimensions }
+            }
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! The clock of one connection. Its stream and its service say what is going on; its task waits for what is overdue.
+//!
+//! All of it happens within one task, so whoever changes the phase does so while that task runs, and the clock is read
+//! again before it sleeps.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+/// What a connection has been doing for too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expired {
+    /// Nothing: it is open and unused.
+    Idle,
+    /// Sending the head of a request.
+    Head,
+}
+
+/// The clock.
+#[derive(Debug)]
+pub struct Pulse {
+    header_timeout: Duration,
+    idle_timeout: Duration,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    phase: Phase,
+    /// Progress through [`LENGTH`] in what arrives.
+    matched: usize,
+    has_seen_length: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Phase {
+    /// Waiting for the first byte of a request; a client that has just connected has less patience to expect.
+    Idle { until: Instant },
+    /// The head is arriving.
+    Head { until: Instant },
+    /// Others watch: the body's clock, the request's deadline, the write timeout.
+    Busy,
+}
+
+/// The header that must not stand beside `Transfer-Encoding`.
+const LENGTH: &[u8] = b"content-length";
+
+impl Pulse {
+    /// A new connection must begin its request as fast as it must send its head.
+    pub fn new(header_timeout: Duration, idle_timeout: Duration) -> Arc<Self> {
+        let phase = Phase::Head { until: Instant::now() + header_timeout };
+        let state = Mutex::new(State { phase, matched: 0, has_seen_length: false });
+        Arc::new(Self { header_timeout, idle_timeout, state })
+    }
+
+    /// Bytes came in.
+    pub(super) fn received(&self, bytes: &[u8]) {
+        let mut state = self.lock();
+        if let Phase::Idle { .. } = state.phase
+            && !bytes.is_empty()
+        {
+            state.phase = Phase::Head { until: Instant::now() + self.header_timeout };
+        }
+        state.look_for_length(bytes);
+    }
+
+    /// A request is complete enough to be answered.
+    pub fn answering(&self) {
+        self.lock().phase = Phase::Busy;
+    }
+
+    /// The connection is on its way out, and others bound how long that may take.
+    pub fn leave(&self) {
+        self.lock().phase = Phase::Busy;
+    }
+
+    /// Whether a `Content-Length` has ever come in, in whatever place. Bodies count too: what this guards against
+    /// must not depend on where one message ends and the next begins.
+    pub fn has_seen_length(&self) -> bool {
+        self.lock().has_seen_length
+    }
+
+    /// Returns when a phase has lasted too long.
+    pub async fn expired(&self) -> Expired {
+        let mut sleep: Option<Pin<Box<Sleep>>> = None;
+        poll_fn(|context| self.poll_expired(context, &mut sleep)).await
+    }
+
+    fn poll_expired(&self, context: &mut Context<'_>, sleep: &mut Option<Pin<Box<Sleep>>>) -> Poll<Expired> {
+        let (until, expired) = match self.lock().phase {
+            Phase::Idle { until } => (until, Expired::Idle),
+            Phase::Head { until } => (until, Expired::Head),
+            Phase::Busy => return Poll::Pending,
+        };
+        let sleep = sleep.get_or_insert_with(|| Box::pin(sleep_until(until)));
+        if sleep.deadline() != until {
+            sleep.as_mut().reset(until);
+        }
+        sleep.as_mut().poll(context).map(|()| expired)
+    }
+
+    /// The response's body, after which the connection is idle again.
+    pub fn until_sent(self: Arc<Self>, body: Body) -> UntilSent {
+        UntilSent { body, pulse: self }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing that can panic runs under this lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn look_for_length(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            if self.has_seen_length {
+                return;
+            }
+            // The first letter occurs nowhere else in the word, so a mismatch can only begin it anew.
+            let byte = byte.to_ascii_lowercase();
+            self.matched = match LENGTH.get(self.matched) {
+                Some(expected) if *expected == byte => self.matched + 1,
+                _ => usize::from(LENGTH.first() == Some(&byte)),
+            };
+            self.has_seen_length = self.matched == LENGTH.len();
+        }
+    }
+}
+
+/// A response body that starts the idle clock when it is gone.
+#[derive(Debug)]
+pub struct UntilSent {
+    body: Body,
+    pulse: Arc<Pulse>,
+}
+
+impl Drop for UntilSent {
+    fn drop(&mut self) {
+        let until = Instant::now() + self.pulse.idle_timeout;
+        self.pulse.lock().phase = Phase::Idle { until };
+    }
+}
+
+impl HttpBody for UntilSent {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pulse() -> Arc<Pulse> {
+        Pulse::new(Duration::from_secs(10), Duration::from_secs(60))
+    }
+
+    async fn expires(pulse: &Pulse) -> (Expired, u64) {
+        let start = Instant::now();
+        let expired = pulse.expired().await;
+        (expired, start.elapsed().as_secs())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_phase_has_its_own_clock() {
+        let pulse = pulse();
+        assert_eq!(expires(&pulse).await, (Expired::Head, 10));
+        pulse.answering();
+        assert!(tokio::time::timeout(Duration::from_secs(3600), pulse.expired()).await.is_err());
+        drop(Arc::clone(&pulse).until_sent(Body::empty()));
+        assert_eq!(expires(&pulse).await, (Expired::Idle, 60));
+        drop(Arc::clone(&pulse).until_sent(Body::empty()));
+        pulse.received(b"P");
+        assert_eq!(expires(&pulse).await, (Expired::Head, 10));
+    }
+
+    #[tokio::test]
+    async fn a_length_is_found_however_it_arrives() {
+        let pulse = pulse();
+        for part in ["cContent-L", "engt", "content-lengt "] {
+            pulse.received(part.as_bytes());
+            assert!(!pulse.has_seen_length());
+        }
+        pulse.received(b"CONTENT-lengtH: 5");
+        assert!(pulse.has_seen_length());
+    }
+}

@@ -1,0 +1,321 @@
+//! The JSON of an embeddings request, read in one pass without building a tree.
+//!
+//! Syntax errors, duplicate keys and a body that is no object are E14. A known field of the wrong type is E17: the
+//! first one is remembered while the rest is still read, because a syntax error behind it counts first. `null` is
+//! absent, unknown fields are skipped at any depth, integers beyond `i64` are saturated.
+
+mod input;
+
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use crate::http::error::ApiError;
+use crate::request::{RawRequest, RequestError, TruncateField};
+use input::InputSeed;
+
+/// What a client sent, types checked, values not.
+#[derive(Debug, Default)]
+pub struct WireRequest {
+    pub model: Option<String>,
+    pub encoding_format: Option<String>,
+    /// `input` was there and not `null`.
+    pub has_input: bool,
+    pub raw: RawRequest,
+    /// A fault that can only be told once the model is known to exist.
+    pub refusal: Option<RequestError>,
+}
+
+/// How much of an oversized `input` is kept. More is checked and counted, but not stored, so that a body of a few
+/// bytes per item cannot take many times its own size.
+#[derive(Debug, Clone, Copy)]
+pub struct Caps {
+    /// One more input than allowed is enough to refuse the request.
+    pub max_inputs: usize,
+    pub max_request_tokens: usize,
+}
+
+/// Reads a body.
+///
+/// # Errors
+/// E14 and E17.
+pub fn parse(body: &[u8], caps: Caps) -> Result<WireRequest, ApiError> {
+    let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
+    let text = std::str::from_utf8(body).map_err(|error| {
+        let (line, column) = position(&body[..error.valid_up_to()]);
+        ApiError::Json { reason: format!("invalid UTF-8 at line {line} column {column}") }
+    })?;
+    let mut object = Object { caps, request: WireRequest::default(), seen: Seen::default(), fault: None };
+    let mut json = serde_json::Deserializer::from_str(text);
+    let syntax = |error: serde_json::Error| ApiError::Json { reason: error.to_string() };
+    json.deserialize_any(&mut object).map_err(syntax)?;
+    json.end().map_err(syntax)?;
+    match object.fault {
+        Some(Fault { place, expected, got }) => Err(ApiError::WrongType { place, expected, got }),
+        None => Ok(object.request),
+    }
+}
+
+/// Line and column, from 1, of what follows `before`.
+fn position(before: &[u8]) -> (usize, usize) {
+    let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
+    let column = before.iter().rev().take_while(|byte| **byte != b'\n').count() + 1;
+    (line, column)
+}
+
+/// A value of the wrong type.
+#[derive(Debug)]
+struct Fault {
+    place: String,
+    expected: &'static str,
+    got: &'static str,
+}
+
+/// The fields we know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Field {
+    Model,
+    Input,
+    EncodingFormat,
+    Dimensions,
+    User,
+    Truncate,
+    Truncation,
+    TruncatePromptTokens,
+    TruncationSide,
+    TruncationDirection,
+    TokenEncoding,
+}
+
+impl Field {
+    const ALL: [Self; 11] = [
+        Self::Model,
+        Self::Input,
+        Self::EncodingFormat,
+        Self::Dimensions,
+        Self::User,
+        Self::Truncate,
+        Self::Truncation,
+        Self::TruncatePromptTokens,
+        Self::TruncationSide,
+        Self::TruncationDirection,
+        Self::TokenEncoding,
+    ];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::Input => "input",
+            Self::EncodingFormat => "encoding_format",
+            Self::Dimensions => "dimensions",
+            Self::User => "user",
+            Self::Truncate => "truncate",
+            Self::Truncation => "truncation",
+            Self::TruncatePromptTokens => "truncate_prompt_tokens",
+            Self::TruncationSide => "truncation_side",
+            Self::TruncationDirection => "truncation_direction",
+            Self::TokenEncoding => "token_encoding",
+        }
+    }
+}
+
+/// Which fields have been read, to refuse a second occurrence.
+#[derive(Debug, Default)]
+struct Seen(Vec<Field>);
+
+/// A key: one of ours, or one to skip.
+struct Key(Option<Field>);
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(KeyVisitor)
+    }
+}
+
+struct KeyVisitor;
+
+impl Visitor<'_> for KeyVisitor {
+    type Value = Key;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_str<E>(self, key: &str) -> Result<Key, E> {
+        Ok(Key(Field::ALL.into_iter().find(|field| field.name() == key)))
+    }
+}
+
+/// The top-level object.
+struct Object {
+    caps: Caps,
+    request: WireRequest,
+    seen: Seen,
+    fault: Option<Fault>,
+}
+
+impl<'de> Visitor<'de> for &mut Object {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(Key(key)) = map.next_key()? {
+            let Some(field) = key else {
+                map.next_value::<IgnoredAny>()?;
+                continue;
+            };
+            if self.seen.0.contains(&field) {
+                return Err(A::Error::custom(format_args!("duplicate field `{}`", field.name())));
+            }
+            self.seen.0.push(field);
+            if field == Field::Input {
+                let input = map.next_value_seed(InputSeed { caps: self.caps, fault: &mut self.fault })?;
+                if let Some(input) = input {
+                    self.request.has_input = true;
+                    self.request.raw.inputs = input.inputs;
+                    self.request.refusal = self.request.refusal.take().or(input.refusal);
+                }
+            } else {
+                let value = map.next_value::<Scalar>()?;
+                self.set(field, value);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Object {
+    fn set(&mut self, field: Field, value: Scalar) {
+        let request = &mut self.request;
+        let raw = &mut request.raw;
+        let expected = match (field, value) {
+            (_, Scalar::Null) => return,
+            (Field::Model, Scalar::Text(text)) => return request.model = Some(text),
+            (Field::EncodingFormat, Scalar::Text(text)) => return request.encoding_format = Some(text),
+            (Field::User, Scalar::Text(_)) => return,
+            (Field::Dimensions, Scalar::Integer(value)) => return raw.dimensions = Some(value),
+            (Field::Truncate, Scalar::Bool(flag)) => return raw.truncate = Some(TruncateField::Flag(flag)),
+            (Field::Truncate, Scalar::Text(word)) => return raw.truncate = Some(TruncateField::Word(word)),
+            (Field::Truncation, Scalar::Bool(flag)) => return raw.truncation = Some(flag),
+            (Field::TruncatePromptTokens, Scalar::Integer(n)) => return raw.truncate_prompt_tokens = Some(n),
+            (Field::TruncationSide | Field::TruncationDirection, Scalar::Text(side)) => {
+                return self.set_side(field.name(), side);
+            }
+            (Field::TokenEncoding, Scalar::Text(name)) => return raw.token_encoding = Some(name),
+            (Field::Dimensions | Field::TruncatePromptTokens, other) => ("an integer", other),
+            (Field::Truncation, other) => ("a boolean", other),
+            (Field::Truncate, other) => ("a boolean or a string", other),
+            (_, other) => ("a string", other),
+        };
+        let (expected, other) = expected;
+        let fault = Fault { place: field.name().to_owned(), expected, got: other.kind() };
+        self.fault.get_or_insert(fault);
+    }
+
+    /// Two clients' names for one setting: both may be sent, if they agree.
+    fn set_side(&mut self, name: &'static str, side: String) {
+        match &self.request.raw.truncation_side {
+            Some((other, set)) if !set.eq_ignore_ascii_case(&side) => {
+                let allowed = format!("It contradicts '{other}'");
+                self.request.refusal = Some(RequestError::InvalidValue { field: name, value: side, allowed });
+            }
+            Some(_) => {}
+            None => self.request.raw.truncation_side = Some((name, side)),
+        }
+    }
+}
+
+/// A value of which only scalars matter; what is inside an array or object is read and forgotten.
+#[derive(Debug, PartialEq)]
+enum Scalar {
+    Null,
+    Bool(bool),
+    Integer(i64),
+    Fraction,
+    Text(String),
+    Array,
+    Object,
+}
+
+impl Scalar {
+    const fn kind(&self) -> &'static str {
+        match self {
+            Self::Null => "null",
+            Self::Bool(_) => "a boolean",
+            Self::Integer(_) => "an integer",
+            Self::Fraction => "a number with a fraction",
+            Self::Text(_) => "a string",
+            Self::Array => "an array",
+            Self::Object => "an object",
+        }
+    }
+}
+
+/// A JSON number that may be an integer too large for 64 bits, which `serde_json` reads as a float.
+fn integer(value: f64) -> Scalar {
+    const BEYOND: f64 = 9_223_372_036_854_775_808.0;
+    if value >= BEYOND {
+        Scalar::Integer(i64::MAX)
+    } else if value <= -BEYOND {
+        Scalar::Integer(i64::MIN)
+    } else {
+        Scalar::Fraction
+    }
+}
+
+impl<'de> Deserialize<'de> for Scalar {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ScalarVisitor)
+    }
+}
+
+struct ScalarVisitor;
+
+impl<'de> Visitor<'de> for ScalarVisitor {
+    type Value = Scalar;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Scalar, E> {
+        Ok(Scalar::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Scalar, E> {
+        Ok(Scalar::Bool(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Scalar, E> {
+        Ok(Scalar::Integer(value))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Scalar, E> {
+        Ok(Scalar::Integer(i64::try_from(value).unwrap_or(i64::MAX)))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Scalar, E> {
+        Ok(integer(value))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Scalar, E> {
+        Ok(Scalar::Text(value.to_owned()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Scalar, A::Error> {
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Scalar::Array)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Scalar, A::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(Scalar::Object)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,111 @@
+//! The closed sets of label values.
+
+/// Why a queue accepted nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    Full,
+    Loading,
+    Draining,
+    Dead,
+}
+
+/// Why a forward pass gave nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BatchFailure {
+    Oom,
+    Device,
+    Panic,
+    NonFinite,
+}
+
+/// How a token array was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ArrayReading {
+    Cl100k,
+    O200k,
+    Model,
+    Refused,
+}
+
+/// Where a panic was caught.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PanicThread {
+    Http,
+    Tokenizer,
+    Runner,
+}
+
+/// A model's place in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModelState {
+    Loading,
+    Warming,
+    Ready,
+    Degraded,
+    Dead,
+}
+
+impl Refusal {
+    pub(super) const ALL: [Self; 4] = [Self::Full, Self::Loading, Self::Draining, Self::Dead];
+
+    pub(super) const fn label(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Loading => "loading",
+            Self::Draining => "draining",
+            Self::Dead => "dead",
+        }
+    }
+}
+
+impl BatchFailure {
+    pub(super) const ALL: [Self; 4] = [Self::Oom, Self::Device, Self::Panic, Self::NonFinite];
+
+    pub(super) const fn label(self) -> &'static str {
+        match self {
+            Self::Oom => "oom",
+            Self::Device => "device",
+            Self::Panic => "panic",
+            Self::NonFinite => "non_finite",
+        }
+    }
+}
+
+impl ArrayReading {
+    pub(super) const ALL: [Self; 4] = [Self::Cl100k, Self::O200k, Self::Model, Self::Refused];
+
+    pub(super) const fn label(self) -> &'static str {
+        match self {
+            Self::Cl100k => "cl100k",
+            Self::O200k => "o200k",
+            Self::Model => "model",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+impl PanicThread {
+    pub(super) const ALL: [Self; 3] = [Self::Http, Self::Tokenizer, Self::Runner];
+
+    pub(super) const fn label(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Tokenizer => "tokenizer",
+            Self::Runner => "runner",
+        }
+    }
+}
+
+impl ModelState {
+    pub(super) const ALL: [Self; 5] = [Self::Loading, Self::Warming, Self::Ready, Self::Degraded, Self::Dead];
+
+    pub(super) const fn label(self) -> &'static str {
+        match self {
+            Self::Loading => "loading",
+            Self::Warming => "warming",
+            Self::Ready => "ready",
+            Self::Degraded => "degraded",
+            Self::Dead => "dead",
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! The metrics of one model.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::histogram::Histogram;
+
+use super::kinds::{ArrayReading, BatchFailure, ModelState, Refusal};
+use super::sheet::{FloatGauge, Labels, Value, labels, zero};
+use super::{Table, unix_time};
+
+/// The metrics of one model.
+#[derive(Debug)]
+pub struct ModelMetrics {
+    model: String,
+    table: Arc<Table>,
+    queue_rows: FloatGauge,
+    queue_tokens: FloatGauge,
+    cancelled: Counter,
+    expired: Counter,
+    tokenize: Histogram,
+    queue: Histogram,
+    run: Histogram,
+    parse: Histogram,
+    write: Histogram,
+    /// The series that carry the device; replaced when it becomes known.
+    device: RwLock<DeviceMetrics>,
+}
+
+/// What is served under a model's id.
+#[derive(Debug, Clone)]
+pub struct ModelInfo {
+    pub revision: String,
+    pub architecture: String,
+    pub dtype: String,
+    pub device: String,
+    pub pooling: String,
+    pub dimensions: usize,
+}
+
+/// The handles whose series name a device.
+#[derive(Debug)]
+struct DeviceMetrics {
+    device: String,
+    batches: Counter,
+    computed_tokens: Counter,
+    batch_rows: Histogram,
+    batch_tokens: Histogram,
+    batch_duration: Histogram,
+}
+
+// === impl ModelMetrics ===
+
+impl ModelMetrics {
+    pub(super) fn new(model: &str, table: &Arc<Table>) -> Self {
+        let own = || labels([("model", model.to_owned().into())]);
+        let with = |name: &'static str, value: &'static str| {
+            labels([("model", model.to_owned().into()), (name, value.into())])
+        };
+        for gauges in [&table.queue_limit_rows, &table.queue_limit_tokens, &table.model_last_success] {
+            zero(gauges, &own());
+        }
+        for reason in Refusal::ALL {
+            zero(&table.queue_refused, &with("reason", reason.label()));
+        }
+        for encoding in ArrayReading::ALL {
+            zero(&table.token_arrays, &with("encoding", encoding.label()));
+        }
+        for outcome in ["recovered", "failed"] {
+            zero(&table.rows_non_finite, &with("outcome", outcome));
+        }
+        for reason in ["oom", "isolate"] {
+            zero(&table.batch_splits, &with("reason", reason));
+        }
+        let lane = || labels([("model", model.to_owned().into()), LANE]);
+        let stage = |name| table.stage_duration.get_or_create_owned(&with("stage", name));
+        let metrics = Self {
+            model: model.to_owned(),
+            queue_rows: table.queue_rows.get_or_create_owned(&lane()),
+            queue_tokens: table.queue_tokens.get_or_create_owned(&lane()),
+            cancelled: table.queue_cancelled.get_or_create_owned(&own()),
+            expired: table.queue_expired.get_or_create_owned(&own()),
+            tokenize: stage("tokenize"),
+            queue: stage("queue"),
+            run: stage("run"),
+            parse: stage("parse"),
+            write: stage("write"),
+            device: RwLock::new(DeviceMetrics::new(model, "cpu", table)),
+            table: Arc::clone(table),
+        };
+        metrics.set_state(ModelState::Loading);
+        metrics
+    }
+
+    pub fn queue_limits(&self, rows: usize, tokens: usize) {
+        self.table.queue_limit_rows.get_or_create(&self.own()).set(rows as f64);
+        self.table.queue_limit_tokens.get_or_create(&self.own()).set(tokens as f64);
+    }
+
+    pub fn queue_now(&self, rows: usize, tokens: usize) {
+        self.queue_rows.set(rows as f64);
+        self.queue_tokens.set(tokens as f64);
+    }
+
+    pub fn refused(&self, reason: Refusal) {
+        self.table.queue_refused.get_or_create(&self.with("reason", reason.label())).inc();
+    }
+
+    pub fn expired(&self, rows: usize) {
+        self.expired.inc_by(rows as u64);
+    }
+
+    pub fn cancelled(&self, rows: usize) {
+        self.cancelled.inc_by(rows as u64);
+    }
+
+    pub fn batch_done(&self, rows: usize, tokens: usize, took: Duration) {
+        let device = self.device.read().unwrap_or_else(PoisonError::into_inner);
+        device.batches.inc();
+        device.computed_tokens.inc_by(tokens as u64);
+        device.batch_rows.observe(rows as f64);
+        device.batch_tokens.observe(tokens as f64);
+        device.batch_duration.observe(took.as_secs_f64());
+    }
+
+    pub fn batch_failed(&self, reason: BatchFailure) {
+        let device = self.device.read().unwrap_or_else(PoisonError::into_inner);
+        let series = failure_labels(&self.model, &device.device, reason);
+        self.table.batch_failures.get_or_create(&series).inc();
+    }
+
+    pub fn batch_split(&self) {
+        self.table.batch_splits.get_or_create(&self.with("reason", "isolate")).inc();
+    }
+
+    pub fn row_non_finite(&self) {
+        self.table.rows_non_finite.get_or_create(&self.with("outcome", "failed")).inc();
+    }
+
+    pub fn parsed(&self, took: Duration) {
+        self.parse.observe(took.as_secs_f64());
+    }
+
+    pub fn tokenized(&self, took: Duration) {
+        self.tokenize.observe(took.as_secs_f64());
+    }
+
+    pub fn queued(&self, waited: Duration) {
+        self.queue.observe(waited.as_secs_f64());
+    }
+
+    pub fn ran(&self, took: Duration) {
+        self.run.observe(took.as_secs_f64());
+    }
+
+    pub fn wrote(&self, took: Duration) {
+        self.write.observe(took.as_secs_f64());
+    }
+
+    pub fn token_array(&self, encoding: ArrayReading) {
+        self.table.token_arrays.get_or_create(&self.with("encoding", encoding.label())).inc();
+    }
+
+    pub fn set_state(&self, state: ModelState) {
+        for other in ModelState::ALL {
+            let value = if other == state { 1.0 } else { 0.0 };
+            self.table.model_state.get_or_create(&self.with("state", other.label())).set(value);
+        }
+    }
+
+    /// Moves the per-device series to the device that was chosen; nothing has been counted on them yet.
+    pub fn set_info(&self, info: &ModelInfo) {
+        let mut device = self.device.write().unwrap_or_else(PoisonError::into_inner);
+        if device.device != info.device {
+            device.remove(&self.model, &self.table);
+            *device = DeviceMetrics::new(&self.model, &info.device, &self.table);
+        }
+        drop(device);
+        let series = labels([
+            ("model", self.model.clone().into()),
+            ("revision", info.revision.clone().into()),
+            ("architecture", info.architecture.clone().into()),
+            ("dtype", info.dtype.clone().into()),
+            ("device", info.device.clone().into()),
+            ("pooling", info.pooling.clone().into()),
+            ("dimensions", info.dimensions.to_string().into()),
+        ]);
+        self.table.model_info.get_or_create(&series).set(1.0);
+    }
+
+    pub fn loaded(&self, took: Duration, weight_bytes: u64) {
+        let series = {
+            let device = self.device.read().unwrap_or_else(PoisonError::into_inner);
+            device_labels(&self.model, &device.device)
+        };
+        self.table.model_load_seconds.get_or_create(&series).set(took.as_secs_f64());
+        self.table.model_weight_bytes.get_or_create(&series).set(weight_bytes as f64);
+    }
+
+    /// A forward pass gave a vector just now.
+    pub fn success_now(&self) {
+        self.table.model_last_success.get_or_create(&self.own()).set(unix_time().as_secs_f64());
+    }
+
+    fn own(&self) -> Labels {
+        labels([("model", self.model.clone().into())])
+    }
+
+    fn with(&self, name: &'static str, value: &'static str) -> Labels {
+        labels([("model", self.model.clone().into()), (name, value.into())])
+    }
+}
+
+// === impl DeviceMetrics ===
+
+impl DeviceMetrics {
+    fn new(model: &str, device: &str, table: &Table) -> Self {
+        let series = device_labels(model, device);
+        for reason in BatchFailure::ALL {
+            zero(&table.batch_failures, &failure_labels(model, device, reason));
+        }
+        Self {
+            device: device.to_owned(),
+            batches: table.batches.get_or_create_owned(&series),
+            computed_tokens: table.computed_tokens.get_or_create_owned(&series),
+            batch_rows: table.batch_rows.get_or_create_owned(&series),
+            batch_tokens: table.batch_tokens.get_or_create_owned(&series),
+            batch_duration: table.batch_duration.get_or_create_owned(&series),
+        }
+    }
+
+    fn remove(&self, model: &str, table: &Table) {
+        let series = device_labels(model, &self.device);
+        for reason in BatchFailure::ALL {
+            table.batch_failures.remove(&failure_labels(model, &self.device, reason));
+        }
+        table.batches.remove(&series);
+        table.computed_tokens.remove(&series);
+        table.batch_rows.remove(&series);
+        table.batch_tokens.remove(&series);
+        table.batch_duration.remove(&series);
+    }
+}
+
+/// Labels of the series that name a device.
+fn device_labels(model: &str, device: &str) -> Labels {
+    labels([("model", model.to_owned().into()), ("device", device.to_owned().into())])
+}
+
+fn failure_labels(model: &str, device: &str, reason: BatchFailure) -> Labels {
+    let device: Value = device.to_owned().into();
+    labels([("model", model.to_owned().into()), ("device", device), ("reason", reason.label().into())])
+}
+
+/// The one priority class there is.
+const LANE: (&str, Value) = ("lane", Value::Borrowed("interactive"));

@@ -1,0 +1,257 @@
+//! The metrics of the HTTP side. Every event is counted once, when its answer ends.
+
+use std::time::Duration;
+
+use prometheus_client::metrics::counter::Counter;
+
+use super::UNKNOWN_MODEL;
+use super::sheet::{Counters, FloatGauge, Gauges, Histograms, Labels, Scale, Sheet, labels, zero};
+
+/// Routes that no pattern matched.
+pub const UNMATCHED: &str = "unmatched";
+
+/// Counters, gauges and histograms of requests and connections.
+#[derive(Debug)]
+pub struct HttpMetrics {
+    requests: Counters,
+    duration: Histograms,
+    in_flight: Gauges,
+    connections: FloatGauge,
+    connections_refused: Counters,
+    request_bytes: Histograms,
+    response_bytes: Histograms,
+    clients_gone: Counters,
+    retries_seen: Counters,
+    errors: Counters,
+    auth_failures: Counters,
+    inputs: Counters,
+    inputs_truncated: Counters,
+    input_tokens_total: Counters,
+    input_tokens: Histograms,
+    request_inputs: Histograms,
+    models: Vec<String>,
+}
+
+/// One answer that ended.
+#[derive(Debug, Clone, Copy)]
+pub struct Answer {
+    /// The matched pattern, or [`UNMATCHED`].
+    pub route: &'static str,
+    pub method: &'static str,
+    pub status: u16,
+    pub took: Duration,
+    pub request_bytes: u64,
+    pub response_bytes: u64,
+}
+
+/// What an embeddings answer delivered.
+#[derive(Debug, Clone, Default)]
+pub struct Receipt {
+    /// Tokens of each row, in order.
+    pub row_tokens: Vec<usize>,
+    /// Rows that were cut.
+    pub truncated: usize,
+}
+
+/// How far an answer was when its client left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gone {
+    /// The request was still arriving.
+    Reading,
+    /// It was being tokenised, queued or computed.
+    Running,
+    /// The answer was being sent.
+    Writing,
+}
+
+/// Why a connection was not served, or not served at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConnectionEnd {
+    /// All permits were taken: it waited in the kernel's queue.
+    Limit,
+    /// The head of a request did not arrive in time.
+    HeaderTimeout,
+    /// What arrived was not HTTP, or more of it than is allowed.
+    Malformed,
+}
+
+/// Why a key was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AuthFailure {
+    Missing,
+    Wrong,
+}
+
+// === impl HttpMetrics ===
+
+impl HttpMetrics {
+    #[rustfmt::skip]
+    pub(super) fn new(s: &mut Sheet, models: &[String]) -> Self {
+        use Scale::{Bytes, Requests, Rows, Tokens};
+        let metrics = Self {
+            requests: s.counters("embedserve_http_requests", "Answers, by route, method and status"),
+            duration: s.histograms(Requests, "embedserve_http_request_duration_seconds", "From the head of a request to the end of its answer"),
+            in_flight: s.gauges("embedserve_http_requests_in_flight", "Requests being answered"),
+            connections: s.gauges("embedserve_http_connections", "Open connections").get_or_create_owned(&labels([])),
+            connections_refused: s.counters("embedserve_http_connections_refused", "Connections kept waiting or closed, by reason"),
+            request_bytes: s.histograms(Bytes, "embedserve_http_request_body_bytes", "Request bodies on the wire"),
+            response_bytes: s.histograms(Bytes, "embedserve_http_response_body_bytes", "Response bodies on the wire"),
+            clients_gone: s.counters("embedserve_http_clients_gone", "Clients that left before their answer ended, by stage"),
+            retries_seen: s.counters("embedserve_http_retries_seen", "Requests that an SDK marked as a repetition"),
+            errors: s.counters("embedserve_errors", "Error answers, by route, model and code"),
+            auth_failures: s.counters("embedserve_auth_failures", "Refused keys, by reason"),
+            inputs: s.counters("embedserve_inputs", "Inputs that got a vector"),
+            inputs_truncated: s.counters("embedserve_inputs_truncated", "Inputs that were cut to fit"),
+            input_tokens_total: s.counters("embedserve_input_tokens", "Tokens read; the sum of every usage"),
+            input_tokens: s.histograms(Tokens, "embedserve_input_row_tokens", "Tokens of one input"),
+            request_inputs: s.histograms(Rows, "embedserve_request_inputs", "Inputs of one request"),
+            models: models.iter().cloned().chain([UNKNOWN_MODEL.to_owned()]).collect(),
+        };
+        for end in [ConnectionEnd::Limit, ConnectionEnd::HeaderTimeout, ConnectionEnd::Malformed] {
+            zero(&metrics.connections_refused, &labels([("reason", end.label().into())]));
+        }
+        for reason in [AuthFailure::Missing, AuthFailure::Wrong] {
+            zero(&metrics.auth_failures, &labels([("reason", reason.label().into())]));
+        }
+        for model in &metrics.models {
+            zero(&metrics.input_tokens, &labels([("model", model.clone().into())]));
+        }
+        metrics
+    }
+
+    /// Creates a route's series: the answers that its handler can give.
+    pub fn prepare(&self, route: &'static str, methods: &[&'static str], statuses: &[u16]) {
+        for status in statuses {
+            for method in methods {
+                self.request_counter(route, method, *status);
+            }
+            zero(&self.duration, &labels([("route", route.into()), ("status", status.to_string().into())]));
+        }
+        let own = labels([("route", route.into())]);
+        zero(&self.in_flight, &own);
+        zero(&self.request_bytes, &own);
+        zero(&self.response_bytes, &own);
+        zero(&self.retries_seen, &own);
+        for stage in [Gone::Reading, Gone::Running, Gone::Writing] {
+            zero(&self.clients_gone, &labels([("route", route.into()), ("stage", stage.label().into())]));
+        }
+    }
+
+    /// Creates the series of a route that embeds, for every model and every error code that it can answer with.
+    pub fn prepare_embedding(&self, route: &'static str, codes: &[&'static str]) {
+        zero(&self.request_inputs, &labels([("route", route.into())]));
+        for model in &self.models {
+            let own = of_model(route, model);
+            zero(&self.inputs, &own);
+            zero(&self.inputs_truncated, &own);
+            zero(&self.input_tokens_total, &own);
+            for code in codes {
+                zero(&self.errors, &error_labels(route, model, code));
+            }
+        }
+    }
+
+    pub fn started(&self, route: &'static str) {
+        self.in_flight.get_or_create(&labels([("route", route.into())])).inc();
+    }
+
+    /// Balances [`Self::started`], whatever became of the request.
+    pub fn ended(&self, route: &'static str) {
+        self.in_flight.get_or_create(&labels([("route", route.into())])).dec();
+    }
+
+    pub fn answered(&self, answer: &Answer) {
+        let route = answer.route;
+        self.request_counter(route, answer.method, answer.status).inc();
+        let timed = labels([("route", route.into()), ("status", answer.status.to_string().into())]);
+        self.duration.get_or_create(&timed).observe(answer.took.as_secs_f64());
+        let own = labels([("route", route.into())]);
+        self.request_bytes.get_or_create(&own).observe(answer.request_bytes as f64);
+        self.response_bytes.get_or_create(&own).observe(answer.response_bytes as f64);
+    }
+
+    pub fn delivered(&self, route: &'static str, model: &str, receipt: &Receipt) {
+        let own = of_model(route, model);
+        let rows = receipt.row_tokens.len();
+        self.inputs.get_or_create(&own).inc_by(rows as u64);
+        self.inputs_truncated.get_or_create(&own).inc_by(receipt.truncated as u64);
+        self.input_tokens_total.get_or_create(&own).inc_by(receipt.row_tokens.iter().sum::<usize>() as u64);
+        self.request_inputs.get_or_create(&labels([("route", route.into())])).observe(rows as f64);
+        let tokens = self.input_tokens.get_or_create_owned(&labels([("model", model.to_owned().into())]));
+        for n_tokens in &receipt.row_tokens {
+            tokens.observe(*n_tokens as f64);
+        }
+    }
+
+    /// `model` is a canonical id, or [`UNKNOWN_MODEL`].
+    pub fn error(&self, route: &'static str, model: &str, code: &'static str) {
+        self.errors.get_or_create(&error_labels(route, model, code)).inc();
+    }
+
+    pub fn client_gone(&self, route: &'static str, stage: Gone) {
+        self.clients_gone.get_or_create(&labels([("route", route.into()), ("stage", stage.label().into())])).inc();
+    }
+
+    pub fn retry_seen(&self, route: &'static str) {
+        self.retries_seen.get_or_create(&labels([("route", route.into())])).inc();
+    }
+
+    pub fn auth_failed(&self, reason: AuthFailure) {
+        self.auth_failures.get_or_create(&labels([("reason", reason.label().into())])).inc();
+    }
+
+    pub fn connection_opened(&self) {
+        self.connections.inc();
+    }
+
+    pub fn connection_closed(&self) {
+        self.connections.dec();
+    }
+
+    pub fn connection_refused(&self, reason: ConnectionEnd) {
+        self.connections_refused.get_or_create(&labels([("reason", reason.label().into())])).inc();
+    }
+
+    fn request_counter(&self, route: &'static str, method: &'static str, status: u16) -> Counter {
+        let series =
+            labels([("route", route.into()), ("method", method.into()), ("status", status.to_string().into())]);
+        self.requests.get_or_create_owned(&series)
+    }
+}
+
+fn of_model(route: &'static str, model: &str) -> Labels {
+    labels([("route", route.into()), ("model", model.to_owned().into())])
+}
+
+fn error_labels(route: &'static str, model: &str, code: &'static str) -> Labels {
+    labels([("route", route.into()), ("model", model.to_owned().into()), ("code", code.into())])
+}
+
+impl Gone {
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Reading => "reading",
+            Self::Running => "running",
+            Self::Writing => "writing",
+        }
+    }
+}
+
+impl ConnectionEnd {
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Limit => "limit",
+            Self::HeaderTimeout => "header_timeout",
+            Self::Malformed => "malformed",
+        }
+    }
+}
+
+impl AuthFailure {
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Wrong => "wrong",
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Why files could not be obtained: one `Cause` per attempt, and the error that lists every attempt.
+//!
+//! No message holds a token, an index password or a whole URL with a query: only hosts and file names are shown.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::catalog::id::IdError;
+
+/// What `obtain` answers when a model's files are not to be had.
+#[derive(Debug, Error)]
+pub enum SourceError {
+    #[error("stopped while obtaining model files")]
+    Stopped,
+    #[error("no source of {model} yielded its files: {}", list(.attempts))]
+    Unavailable { model: String, attempts: Vec<Attempt> },
+}
+
+/// One source that was tried.
+#[derive(Debug)]
+pub struct Attempt {
+    /// `hub`, `wheel` or `directory`.
+    pub source: &'static str,
+    pub cause: Cause,
+}
+
+/// Why one source failed.
+#[derive(Debug, Error)]
+pub enum Cause {
+    #[error("stopped")]
+    Stopped,
+    #[error("offline, and the cache lacks: {}", .missing.join(", "))]
+    Offline { missing: Vec<String> },
+    #[error("cannot reach {host}: {reason}")]
+    Unreachable { host: String, reason: String },
+    #[error("{host} answered {status} for {what}{}", hint(*.status))]
+    Status { host: String, status: u16, what: String, retry_after: Option<Duration> },
+    #[error("{host} does not answer as a model hub: {reason}: {what}")]
+    Protocol { host: String, what: String, reason: String },
+    #[error("no byte for {} s: {what}", .after.as_secs())]
+    Stalled { what: String, after: Duration },
+    #[error("transfer was cut after {received} of {expected} bytes: {what}")]
+    Cut { what: String, received: u64, expected: u64 },
+    #[error("gave up after {} s: {what}", .after.as_secs())]
+    Deadline { what: String, after: Duration },
+    #[error("redirect from {from} refused, {reason}: {to}")]
+    Redirect { from: String, to: String, reason: &'static str },
+    #[error("file has {size} bytes, limit {limit}: {file}")]
+    TooLarge { file: String, size: u64, limit: u64 },
+    #[error("size differs, expected {expected}, found {found}: {file}")]
+    Size { file: String, expected: u64, found: u64 },
+    #[error("hash differs, expected {expected}, found {found}: {file}")]
+    Hash { file: String, expected: String, found: String },
+    #[error("cached file is damaged, and offline it cannot be fetched again: {file}")]
+    Damaged { file: String },
+    #[error(transparent)]
+    Name(#[from] IdError),
+    #[error("files are missing: {}", .files.join(", "))]
+    Missing { files: Vec<String> },
+    #[error(
+        "weights are needed as safetensors; only formats that can run code or that are not supported are offered: {found}"
+    )]
+    Weights { found: String },
+    #[error("cannot read {file}: {reason}")]
+    Unreadable { file: String, reason: String },
+    #[error("link leaves the model's folder: {file}")]
+    Escape { file: String },
+    #[error("cannot {action} {}: {source}", .path.display())]
+    Io { action: &'static str, path: PathBuf, source: std::io::Error },
+    #[error("not enough space in {}: {needed} bytes are needed, {free} are free", .path.display())]
+    Space { path: PathBuf, needed: u64, free: u64 },
+    #[error("cannot start {program}: {source}")]
+    PipStart { program: String, source: std::io::Error },
+    #[error("pip failed with {status}: {message}")]
+    Pip { status: String, message: String },
+    #[error("wheel refused, {reason}: {member}")]
+    Archive { member: String, reason: String },
+}
+
+// === impl Cause ===
+
+impl Cause {
+    /// Wraps an I/O error with what was being done to which path.
+    pub fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { action, path, source }
+    }
+
+    /// Whether the same request may succeed a moment later.
+    pub const fn is_transient(&self) -> bool {
+        matches!(
+            self,
+            Self::Status { status: 408 | 416 | 425 | 429 | 500 | 502 | 503 | 504, .. }
+                | Self::Unreachable { .. }
+                | Self::Stalled { .. }
+                | Self::Cut { .. }
+        )
+    }
+
+    /// Whether nothing is wrong with the files, only with the way to them: an older complete copy may serve instead.
+    pub const fn is_outage(&self) -> bool {
+        self.is_transient() || matches!(self, Self::Deadline { .. })
+    }
+
+    /// A word from a closed set, for metrics.
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::Stopped => "stopped",
+            Self::Offline { .. } => "offline",
+            Self::Status { .. } | Self::Protocol { .. } | Self::Unreachable { .. } | Self::Redirect { .. } => "http",
+            Self::Stalled { .. } | Self::Cut { .. } | Self::Deadline { .. } => "timeout",
+            Self::TooLarge { .. } | Self::Size { .. } | Self::Space { .. } => "size",
+            Self::Hash { .. } | Self::Damaged { .. } => "hash",
+            Self::Name(_) | Self::Escape { .. } | Self::Archive { .. } => "unsafe",
+            Self::Missing { .. } | Self::Weights { .. } | Self::Unreadable { .. } => "content",
+            Self::Io { .. } => "io",
+            Self::PipStart { .. } | Self::Pip { .. } => "pip",
+        }
+    }
+}
+
+fn list(attempts: &[Attempt]) -> String {
+    if attempts.is_empty() {
+        return "the catalogue names none".to_owned();
+    }
+    let lines: Vec<String> = attempts.iter().map(|a| format!("{}: {}", a.source, a.cause)).collect();
+    lines.join("; ")
+}
+
+const fn hint(status: u16) -> &'static str {
+    match status {
+        401 | 403 => " (no such repository, or it needs a token that may read it)",
+        404 => " (no such repository, revision or file)",
+        407 => " (the proxy wants credentials)",
+        429 => " (too many requests; a token raises the limit)",
+        _ => "",
+    }
+}

@@ -1,0 +1,32 @@
+//! Named moments at which a crash must leave the caches usable.
+//!
+//! In a release build `point` is empty. In a debug build, which is what the tests run, the process aborts at the point
+//! that `EMBEDSERVE_FAULT` names, so that a test can walk through the whole list.
+
+/// Every point, in the order of a download.
+pub const POINTS: &[&str] = &[
+    "before_create",
+    "chunk",
+    "before_fsync",
+    "before_rename",
+    "after_rename",
+    "before_link",
+    "before_ref",
+    "pip_running",
+    "between_members",
+    "before_marker",
+    "before_folder_rename",
+    "after_folder_rename",
+];
+
+#[cfg(not(debug_assertions))]
+#[inline]
+pub(super) const fn point(_name: &'static str) {}
+
+#[cfg(debug_assertions)]
+pub(super) fn point(name: &'static str) {
+    debug_assert!(POINTS.contains(&name), "{name} is not listed");
+    if std::env::var_os("EMBEDSERVE_FAULT").is_some_and(|wanted| wanted == name) {
+        std::process::abort();
+    }
+}
