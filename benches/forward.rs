@@ -51,7 +51,8 @@ pub fn run() {
     let attention = 4 * spec.n_layers * spec.hidden_size;
     println!("{}", json!({"threads": n_threads, "peak_gflops": (peak / 1e9).round(), "isa": Isa::detect().name()}));
 
-    for (name, rows) in [("mixed256", mixed256()), ("32x128", uniform(32, 128)), ("1x16", uniform(1, 16)), ("1x128", uniform(1, 128))]
+    for (name, rows) in
+        [("mixed256", mixed256()), ("32x128", uniform(32, 128)), ("1x16", uniform(1, 16)), ("1x128", uniform(1, 128))]
     {
         let tokens: usize = rows.iter().map(Vec::len).sum();
         let flops: f64 = rows.iter().map(|row| (row.len() * (linear + attention * row.len())) as f64).sum();

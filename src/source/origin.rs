@@ -1,8 +1,8 @@
 //! Where an address leads, and whether a redirect may lead there.
 //!
-//! An origin is scheme, host and port: what a token may be shown to. TLS is never given up, and a public host cannot send
-//! us to a private address. A name is resolved once for that check and again for the connection, so it is a barrier
-//! against accidents and simple attacks, not against a hostile resolver.
+//! An origin is scheme, host and port: what a token may be shown to. TLS is never given up, and a public host cannot
+//! send us to a private address. A name is resolved once for that check and again for the connection, so it is a
+//! barrier against accidents and simple attacks, not against a hostile resolver.
 
 use std::net::{IpAddr, ToSocketAddrs as _};
 

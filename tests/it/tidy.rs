@@ -77,10 +77,7 @@ const ARROWS: [(&str, &[&str]); 19] = [
     ("lib", &[]),
     ("cli", &[]),
     ("config", &["catalog", "cli", "kernel", "observe", "pool", "request", "threads"]),
-    (
-        "app",
-        &["catalog", "cli", "config", "engine", "http", "load", "observe", "source", "threads", "tokenize"],
-    ),
+    ("app", &["catalog", "cli", "config", "engine", "http", "load", "observe", "source", "threads", "tokenize"]),
     ("http", &["batch", "catalog", "config", "engine", "observe", "pool", "request", "runner", "tokenize"]),
     ("engine", &["batch", "catalog", "observe", "pool", "request", "runner", "tokenize"]),
     ("request", &[]),
@@ -95,8 +92,8 @@ const ARROWS: [(&str, &[&str]); 19] = [
     (
         "load",
         &[
-            "arch", "batch", "catalog", "config", "engine", "kernel", "observe", "pool", "request", "runner", "threads",
-            "tokenize", "weights",
+            "arch", "batch", "catalog", "config", "engine", "kernel", "observe", "pool", "request", "runner",
+            "threads", "tokenize", "weights",
         ],
     ),
     ("catalog", &["observe", "pool", "request"]),
@@ -150,7 +147,8 @@ fn only_the_wire_knows_json_shapes_and_status_codes() {
 #[test]
 fn only_sources_open_sockets_start_programs_or_write_files() {
     let outside = |source: &Source| !matches!(source.module(), "source");
-    let words = ["Command::new", "ureq::", "hf_hub", "fs::write", "File::create", "create_dir", "fs::rename", "remove_"];
+    let words =
+        ["Command::new", "ureq::", "hf_hub", "fs::write", "File::create", "create_dir", "fs::rename", "remove_"];
     check("side effects outside source/", sources().iter().filter(|s| outside(s)).map(|s| s.lines_with(&words)));
 }
 
@@ -198,7 +196,8 @@ fn every_channel_is_bounded() {
 fn unsafe_code_lives_in_kernels_and_weights_only() {
     let outside = |source: &Source| source.module() != "kernel" && source.path != "weights.rs";
     check("unsafe code", sources().iter().filter(|s| outside(s)).map(|s| s.lines_with(&["unsafe {", "unsafe fn"])));
-    let blocks: usize = sources().iter().map(|s| s.lines_with(&["unsafe {", "unsafe fn", "unsafe impl"]).lines().count()).sum();
+    let blocks: usize =
+        sources().iter().map(|s| s.lines_with(&["unsafe {", "unsafe fn", "unsafe impl"]).lines().count()).sum();
     assert!(blocks > 0 && blocks < 60, "{blocks} unsafe blocks: is each still needed?");
 }
 

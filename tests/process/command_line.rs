@@ -93,7 +93,7 @@ fn every_flag_can_come_from_the_environment() {
     let folder = TinyModel::default().write();
     let mut command = embedserve(&[]);
     command.env("EMBEDSERVE_MODEL", format!("dir:{}", folder.path().display()));
-    command.env("EMBEDSERVE_SERVED_MODEL_NAME", "from-environment").env("PORT", "0").env("EMBEDSERVE_MAX_INPUTS", "2");
+    command.env("EMBEDSERVE_SERVED_MODEL_NAME", "from-environment").env("EMBEDSERVE_MAX_INPUTS", "2");
     let server = Server::spawn(command);
     server.wait_until_ready();
     let (status, body) = server.embed(r#"{"model":"from-environment","input":["a","b"]}"#);

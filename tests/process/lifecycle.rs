@@ -1,36 +1,71 @@
 //! Start and stop: the socket before the model, SIGTERM with work in flight, impatient operators, closed logs.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use crate::server::{PATIENCE, Server, embedserve, exchange, wait_for};
+use crate::support::fake_hub::{FakeHub, Script};
 use crate::support::tiny_model::TinyModel;
+
+/// A hub that serves a tiny model as `o/n`, and a server that is to serve it.
+fn server_from_hub(cache: &Path, arguments: &[&str]) -> (FakeHub, impl FnOnce(&FakeHub) -> Server) {
+    let folder = TinyModel::default().write();
+    let mut files = BTreeMap::new();
+    for name in [
+        "config.json",
+        "tokenizer.json",
+        "modules.json",
+        "1_Pooling/config.json",
+        "sentence_bert_config.json",
+        "model.safetensors",
+    ] {
+        files.insert(name.to_owned(), std::fs::read(folder.path().join(name)).unwrap());
+    }
+    let fixed = ["--model", "o/n", "--served-model-name", "tiny", "--cache-dir", cache.to_str().unwrap()];
+    let mut command = embedserve(&[&fixed[..], arguments].concat());
+    let start = move |hub: &FakeHub| {
+        command.env("HF_ENDPOINT", hub.endpoint());
+        Server::spawn(command)
+    };
+    (FakeHub::start(files), start)
+}
 
 // L-06
 #[test]
 fn the_socket_answers_while_a_model_loads() {
-    // A fifo as configuration file: loading waits until somebody writes to it.
-    let folder = TinyModel::default().write();
-    let config = folder.path().join("config.json");
-    let text = std::fs::read(&config).unwrap();
-    std::fs::remove_file(&config).unwrap();
-    assert!(std::process::Command::new("mkfifo").arg(&config).status().unwrap().success());
-    let server = Server::start(folder.path(), &[]);
+    let cache = tempfile::tempdir().unwrap();
+    let (hub, start) = server_from_hub(cache.path(), &["--download-stall-timeout", "2s"]);
+    hub.script("GET model.safetensors", [Script::Stall]);
+    let server = start(&hub);
     assert_eq!(server.get("/livez").0, 200);
     let (status, body) = server.get("/readyz");
-    assert_eq!(status, 503, "{body}");
+    assert!(status == 503 && body.contains("o/n"), "{status} {body}");
     let (status, body) = server.embed(r#"{"model":"tiny","input":"x"}"#);
     assert!(status == 503 && body.contains("model_loading"), "{status} {body}");
     let (status, _) = server.embed(r#"{"model":"unknown","input":"x"}"#);
     assert_eq!(status, 404, "an unknown model is unknown from the start");
-    wait_for("loading to go on", || {
-        std::fs::write(&config, &text).unwrap();
-        (server.get("/readyz").0 == 200).then_some(())
-    });
+    // The stalled transfer is given up and repeated.
+    server.wait_until_ready();
     assert_eq!(server.embed(r#"{"model":"tiny","input":"x"}"#).0, 200);
+}
+
+// L-03
+#[test]
+fn sigterm_while_a_model_downloads_ends_the_process() {
+    let cache = tempfile::tempdir().unwrap();
+    let (hub, start) = server_from_hub(cache.path(), &["--drain-delay", "0s"]);
+    hub.always("GET model.safetensors", Script::Stall);
+    let mut server = start(&hub);
+    wait_for("the download", || (!hub.asked_for("GET model.safetensors").is_empty()).then_some(()));
+    let begin = Instant::now();
+    server.signal("TERM");
+    assert_eq!(server.wait().code(), Some(0), "{}", server.log());
+    assert!(begin.elapsed() < Duration::from_secs(10), "took {:?}", begin.elapsed());
 }
 
 // L-01
@@ -55,10 +90,7 @@ fn sigterm_finishes_what_was_accepted_and_exits_0() {
             })
         })
         .collect();
-    wait_for("work in the queue", || {
-        let metrics = server.get("/metrics").1;
-        metrics.lines().any(|line| line.starts_with("embedserve_queue_rows") && !line.ends_with(" 0")).then_some(())
-    });
+    wait_for("work in the queue", || (server.metric("embedserve_queue_rows") > 0.0).then_some(()));
     server.signal("TERM");
     wait_for("not ready", || (server.get("/readyz").0 == 503).then_some(()));
     for client in clients {
@@ -81,10 +113,8 @@ fn work_longer_than_the_grace_period_is_cut_off() {
     // A body that never comes keeps its request in flight.
     let mut stuck = TcpStream::connect(server.address).unwrap();
     stuck.write_all(b"POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{").unwrap();
-    wait_for("the request in flight", || {
-        let metrics = server.get("/metrics").1;
-        metrics.lines().any(|line| line.starts_with("embedserve_http_requests_in_flight") && line.ends_with(" 2")).then_some(())
-    });
+    // The request that asks is in flight too.
+    wait_for("the request in flight", || (server.metric("embedserve_http_requests_in_flight") > 1.0).then_some(()));
     let start = Instant::now();
     server.signal("TERM");
     assert_eq!(server.wait().code(), Some(0));
@@ -104,20 +134,6 @@ fn a_second_signal_ends_the_process_at_once() {
     server.signal("INT");
     assert_eq!(server.wait().code(), Some(1));
     assert!(start.elapsed() < Duration::from_secs(5), "took {:?}", start.elapsed());
-}
-
-// L-03
-#[test]
-fn sigterm_while_a_model_loads_ends_the_process() {
-    let folder = TinyModel::default().write();
-    let config = folder.path().join("config.json");
-    std::fs::remove_file(&config).unwrap();
-    assert!(std::process::Command::new("mkfifo").arg(&config).status().unwrap().success());
-    let mut server = Server::start(folder.path(), &["--drain-delay", "0s"]);
-    let start = Instant::now();
-    server.signal("TERM");
-    assert_eq!(server.wait().code(), Some(0), "{}", server.log());
-    assert!(start.elapsed() < Duration::from_secs(10), "took {:?}", start.elapsed());
 }
 
 // L-12

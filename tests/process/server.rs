@@ -57,11 +57,12 @@ impl Server {
     /// Serves the model in `folder` under the name `tiny` and waits until it listens.
     pub fn start(folder: &Path, arguments: &[&str]) -> Self {
         let choice = format!("dir:{}", folder.display());
-        let fixed = ["--model", &choice, "--served-model-name", "tiny", "--port", "0", "--drain-delay", "100ms"];
-        Self::spawn(embedserve(&[&fixed[..], arguments].concat()))
+        Self::spawn(embedserve(&[&["--model", &choice, "--served-model-name", "tiny"], arguments].concat()))
     }
 
+    /// On a free port, unless the command says otherwise, and quick to drain.
     pub fn spawn(mut command: Command) -> Self {
+        command.env("PORT", "0").env("EMBEDSERVE_DRAIN_DELAY", "100ms");
         let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
         let log = Arc::new(Mutex::new(String::new()));
         let (stderr, copy) = (child.stderr.take().unwrap(), Arc::clone(&log));
@@ -84,9 +85,15 @@ impl Server {
     }
 
     /// The first log line that contains `text`.
-    pub fn wait_for_log(&self, text: &str) -> String {
-        let found = || self.log().lines().find(|line| line.contains(text)).map(str::to_owned);
-        wait_for(&format!("{text} in the log"), found)
+    pub fn wait_for_log(&mut self, text: &str) -> String {
+        let Self { child, log, .. } = self;
+        wait_for(&format!("{text} in the log"), || {
+            let ended = child.try_wait().unwrap();
+            let log = log.lock().unwrap();
+            let found = log.lines().find(|line| line.contains(text)).map(str::to_owned);
+            assert!(found.is_some() || ended.is_none(), "the process ended: {log}");
+            found
+        })
     }
 
     pub fn wait_until_ready(&self) {
@@ -104,6 +111,13 @@ impl Server {
 
     pub fn get(&self, path: &str) -> (u16, String) {
         exchange(self.address, &format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"))
+    }
+
+    /// The sum of a metric's samples.
+    pub fn metric(&self, name: &str) -> f64 {
+        let text = self.get("/metrics").1;
+        let values = text.lines().filter(|line| line.starts_with(name)).filter_map(|line| line.rsplit(' ').next());
+        values.map(|value| value.parse::<f64>().unwrap()).sum()
     }
 
     pub fn embed(&self, body: &str) -> (u16, String) {

@@ -1,4 +1,4 @@
-//! A model hub on loopback: enough of the protocol for downloads, with a script per file for everything that can go wrong.
+//! A model hub on loopback: enough of the protocol for downloads, with a script per file for all that can go wrong.
 //!
 //! It counts connections and keeps every request, so that tests can say what must not be asked and who must not see a
 //! token. Requests are answered on plain threads; dropping the hub closes its listener and every connection.

@@ -66,7 +66,11 @@ impl Golden {
                 assert_eq!(row.tokens, item.tokens, "tokens of {:?}", item.text);
                 let original = row.cut.and_then(|cut| cut.original_tokens);
                 let expected = (item.full_tokens > item.tokens).then_some(item.full_tokens);
-                assert!(original == expected || row.cut.is_some_and(|cut| cut.original_tokens.is_none()), "{:?}", item.text);
+                assert!(
+                    original == expected || row.cut.is_some_and(|cut| cut.original_tokens.is_none()),
+                    "{:?}",
+                    item.text
+                );
                 self.compare(row.vector.as_slice(), item, &mut distance);
             }
         }
