@@ -1,5 +1,7 @@
 //! What was typed, unresolved: clap types only. Their meaning is `config`'s business.
 
+#![expect(clippy::doc_markdown, rustdoc::bare_urls, reason = "doc comments here are help for terminals")]
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -357,7 +359,7 @@ mod tests {
     #[test]
     fn times_have_units() {
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
-        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        assert_eq!(duration("2m"), Ok(Duration::from_mins(2)));
         assert_eq!(duration("7"), Ok(Duration::from_secs(7)));
         assert!(duration("soon").is_err());
         assert!(duration("-1s").is_err());

@@ -14,7 +14,7 @@ use thiserror::Error;
 #[derive(Debug)]
 pub struct Threads {
     pool: ThreadPool,
-    n_threads: usize,
+    size: usize,
     turns: Mutex<Turns>,
     next: Condvar,
 }
@@ -51,11 +51,11 @@ impl Threads {
             .thread_name(|index| format!("compute-{index}"))
             .build()
             .map_err(|error| ThreadsError { n_threads, reason: error.to_string() })?;
-        Ok(Self { pool, n_threads, turns: Mutex::default(), next: Condvar::new() })
+        Ok(Self { pool, size: n_threads, turns: Mutex::default(), next: Condvar::new() })
     }
 
     pub const fn count(&self) -> usize {
-        self.n_threads
+        self.size
     }
 
     /// Runs one batch's work inside the pool, after every batch that asked earlier.

@@ -70,11 +70,12 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     }
     tokio::select! {
         cut = running.stop() => {
-            match cut {
-                0 => tracing::info!("stopped: every accepted request was answered"),
-                _ => tracing::warn!(cut, "stopped: the grace period ended first"),
+            if cut == 0 {
+                tracing::info!("stopped: every accepted request was answered");
+                return Ok(ExitCode::SUCCESS);
             }
-            Ok(ExitCode::SUCCESS)
+            tracing::warn!(cut, "stopped: the grace period ended before these connections did");
+            Ok(ExitCode::FAILURE)
         }
         signal = signals.next() => {
             tracing::warn!(signal, "stopped at once by a second signal");
@@ -122,6 +123,7 @@ pub fn start(config: Config, listener: TcpListener) -> anyhow::Result<Running> {
     let (stop_serving, signals) = ShutdownSignals::new(config.lifecycle.drain_grace);
     let router = http::router(Arc::clone(&engine), &config.http, &config.requests);
     let (http, metrics) = (config.http.clone(), Arc::clone(&engine.metrics));
+    #[expect(clippy::disallowed_methods, reason = "the one server task; `stop` waits for it")]
     let server = tokio::spawn(async move { server::serve(listener, router, &http, metrics, signals).await });
 
     let stop_loading = Arc::new(AtomicBool::new(false));
@@ -194,13 +196,11 @@ impl Running {
 
     /// Waits for a failure that ends the process; never returns while all is well.
     async fn failed(&self) -> String {
-        match self.ready().await {
-            Err(reason) => reason,
-            Ok(()) => {
-                ready_line(self);
-                std::future::pending().await
-            }
+        if let Err(reason) = self.ready().await {
+            return reason;
         }
+        ready_line(self);
+        std::future::pending().await
     }
 
     /// Drains and stops; returns how many connections the grace period cut off.
@@ -226,7 +226,10 @@ impl Running {
 async fn join_device_threads(loader: std::thread::JoinHandle<Vec<std::thread::JoinHandle<()>>>) {
     let join = tokio::task::spawn_blocking(move || {
         let threads = loader.join().unwrap_or_default();
-        threads.into_iter().for_each(|thread| drop(thread.join()));
+        for thread in threads {
+            // A device thread that panicked has said so already.
+            let _ = thread.join();
+        }
     });
     if tokio::time::timeout(DEVICE_JOIN, join).await.is_err() {
         tracing::warn!("a device or loading thread did not end in time");

@@ -75,7 +75,10 @@ pub struct Loaded {
 
 impl std::fmt::Debug for Loaded {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Loaded").field("spec", &self.spec).field("architecture", &self.architecture).finish()
+        f.debug_struct("Loaded")
+            .field("spec", &self.spec)
+            .field("architecture", &self.architecture)
+            .finish_non_exhaustive()
     }
 }
 
@@ -126,7 +129,7 @@ fn check_sizes(spec: &EncoderSpec, weight_files: &[PathBuf]) -> Result<(), ArchE
             return Err(ArchError::Impossible { field, value: value.to_string(), reason });
         }
     }
-    if spec.hidden_size % spec.n_heads != 0 {
+    if !spec.hidden_size.is_multiple_of(spec.n_heads) {
         let reason = "the hidden size is not a multiple of it";
         return Err(ArchError::Impossible { field: "num_attention_heads", value: spec.n_heads.to_string(), reason });
     }

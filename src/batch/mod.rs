@@ -193,6 +193,7 @@ impl Shared {
         if !unwanted.is_empty() {
             self.metrics.cancelled(unwanted.len());
         }
+        drop(unwanted);
     }
 }
 

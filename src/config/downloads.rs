@@ -47,7 +47,7 @@ pub fn source(args: &SourceArgs, environment: &Environment) -> Result<SourceConf
         endpoint: endpoint.to_owned(),
         token: hub_token(args, environment, hf_home.as_deref()),
         offline: args.offline || environment.is_on("HF_HUB_OFFLINE") || environment.is_on("TRANSFORMERS_OFFLINE"),
-        stall_timeout: stall_timeout.unwrap_or(Duration::from_secs(60)),
+        stall_timeout: stall_timeout.unwrap_or(Duration::from_mins(1)),
         file_timeout: args.download_timeout,
         attempts: args.download_attempts.max(1),
         backoff: Duration::from_secs(1),

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 
 use crate::cli::{LogArgs, LogFormatArg};
 use crate::config::ConfigError;
-use crate::observe::log::LogFormat;
+use crate::observe::log::{LogConfig, LogFormat};
 
 /// The environment as one value, so that its meaning can be tested without touching the process.
 #[derive(Debug, Clone, Default)]
@@ -58,15 +58,8 @@ pub fn health_port(environment: &Environment) -> Result<u16, ConfigError> {
     })
 }
 
-/// How to log: flags, then `LOG_LEVEL` and `LOG_FORMAT`; `RUST_LOG` wins over every level.
-#[derive(Debug, Clone)]
-pub struct LogConfig {
-    pub filter: String,
-    pub format: LogFormat,
-    pub color: bool,
-}
-
-/// Resolves the log settings; they are needed before anything else can fail.
+/// Resolves the log settings, which are needed before anything else can fail: flags, then `LOG_LEVEL` and `LOG_FORMAT`;
+/// `RUST_LOG` wins over every level.
 pub fn log(args: &LogArgs, environment: &Environment) -> LogConfig {
     let level = args.log_level.as_deref().or_else(|| environment.first(&["LOG_LEVEL"])).unwrap_or("info");
     let filter = environment.first(&["RUST_LOG"]).unwrap_or(level).to_owned();

@@ -14,7 +14,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 pub use downloads::source;
-pub use environment::{Environment, LogConfig, health_port, log};
+pub use environment::{Environment, health_port, log};
 pub use resolve::{addresses, catalogue, is_loopback};
 
 use crate::catalog::{CatalogError, Names, SourceSpec};

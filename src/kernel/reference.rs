@@ -71,7 +71,7 @@ pub fn reduce(reduce: Reduce, rows: &[f32], width: usize) -> Vec<f64> {
     let column = |c: usize| rows.iter().skip(c).step_by(width).map(|x| f64::from(*x));
     let pooled = |c| match reduce {
         Reduce::First => column(c).next().unwrap_or(0.0),
-        Reduce::Last => column(c).last().unwrap_or(0.0),
+        Reduce::Last => column(c).next_back().unwrap_or(0.0),
         Reduce::Max => column(c).fold(f64::NEG_INFINITY, f64::max),
         Reduce::Mean => column(c).sum::<f64>() / n as f64,
         Reduce::MeanSqrtLen => column(c).sum::<f64>() / (n as f64).sqrt(),

@@ -79,17 +79,14 @@ impl Modules {
     /// See [`ModulesError`].
     pub fn read(folder: &Path, pooling: Option<PoolingMode>, normalize: Option<bool>) -> Result<Self, ModulesError> {
         let path = folder.join("modules.json");
-        let mut modules = match read_json(&path)? {
-            Some(value) => Self::from_chain(folder, &path, value)?,
-            None => match pooling {
-                Some(pooling) => {
-                    Self { pooling, dense: Vec::new(), normalize: false, max_tokens: None, lower_case: false }
-                }
-                None => {
-                    let reason = "there is none, so the pooling is unknown; choose it with --pooling".to_owned();
-                    return Err(ModulesError::Format { path, reason });
-                }
-            },
+        let mut modules = if let Some(value) = read_json(&path)? {
+            Self::from_chain(folder, &path, value)?
+        } else {
+            let Some(pooling) = pooling else {
+                let reason = "there is none, so the pooling is unknown; choose it with --pooling".to_owned();
+                return Err(ModulesError::Format { path, reason });
+            };
+            Self { pooling, dense: Vec::new(), normalize: false, max_tokens: None, lower_case: false }
         };
         modules.pooling = pooling.unwrap_or(modules.pooling);
         modules.normalize = normalize.unwrap_or(modules.normalize);

@@ -11,8 +11,6 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::config::LogConfig;
-
 /// How events are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
@@ -20,6 +18,16 @@ pub enum LogFormat {
     Text,
     /// One JSON object per line.
     Json,
+}
+
+/// What to log and how.
+#[derive(Debug, Clone)]
+pub struct LogConfig {
+    /// Directives as `RUST_LOG` has them.
+    pub filter: String,
+    pub format: LogFormat,
+    /// Colours, for a terminal.
+    pub color: bool,
 }
 
 /// Installs the logger of the process; only the first call has an effect. Directives that cannot be read are left

@@ -94,9 +94,9 @@ fn truncation_fields_agree_or_fail() {
         let description = format!("{raw:?}");
         let raw = RawRequest { inputs: texts(&["a"]).inputs, ..raw };
         let found = parse(raw, &limits()).map(|request| (request.truncation.side, request.truncation.max_tokens));
-        let found = found.map_err(|error| match error {
-            RequestError::InvalidValue { field, value, .. } => (field, value),
-            other => panic!("{other:?}"),
+        let found = found.map_err(|error| {
+            let RequestError::InvalidValue { field, value, .. } = error else { unreachable!("{error:?}") };
+            (field, value)
         });
         assert_eq!(found, expected, "{description}");
     }

@@ -24,6 +24,10 @@ pub const POINTS: &[&str] = &[
 pub(super) const fn point(_name: &'static str) {}
 
 #[cfg(debug_assertions)]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a crash on request is the purpose, and tests can only ask by environment"
+)]
 pub(super) fn point(name: &'static str) {
     debug_assert!(POINTS.contains(&name), "{name} is not listed");
     if std::env::var_os("EMBEDSERVE_FAULT").is_some_and(|wanted| wanted == name) {

@@ -213,6 +213,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::disallowed_methods, reason = "a test's own file")]
     fn a_git_blob_hash_is_that_of_git() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x");

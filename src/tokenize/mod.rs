@@ -78,7 +78,7 @@ pub struct TokenizerSource<'a> {
     pub path: &'a Path,
     /// Rows of the embedding table: no token id may lie outside.
     pub vocab_rows: usize,
-    /// Texts are lower-cased first (`do_lower_case` of sentence_bert_config.json).
+    /// Texts are lower-cased first (`do_lower_case` of `sentence_bert_config.json`).
     pub lower_case: bool,
     pub limits: RequestLimits,
 }

@@ -1,5 +1,10 @@
 //! The library, driven in process. One binary, because linking candle is slow.
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tests start programs, write files and wait; the product does so in one place each"
+)]
+#![expect(clippy::print_stderr, reason = "a test may say what it left out and what it measured")]
 #![expect(unreachable_pub, reason = "support modules are public to their siblings")]
 
 mod catalog;

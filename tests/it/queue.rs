@@ -6,7 +6,7 @@ use embedserve::batch::plan::Budget;
 use embedserve::batch::{JoinError, QueueLimits, RowFailure, SubmitError};
 use embedserve::runner::Health;
 
-use crate::support::device::{TestDevice, limits, soon, until};
+use crate::support::device::{MODEL, TestDevice, limits, soon, until};
 use crate::support::evil::{BLOCK, expected};
 
 /// A device that is busy until released.
@@ -82,6 +82,9 @@ async fn rows_of_a_client_that_left_are_never_computed() {
     assert!(blocker.join(soon()).await.unwrap().rows[0].is_ok());
     let computed: Vec<u32> = device.evil.batches().into_iter().flatten().flatten().collect();
     assert_eq!(computed, [BLOCK, 202]);
+    let metrics = device.metrics.encode();
+    let counted = |line: &&str| line.starts_with("embedserve_queue_cancelled_total") && line.contains(MODEL);
+    assert!(metrics.lines().find(counted).is_some_and(|line| line.ends_with(" 2")), "{metrics}");
 }
 
 // I-10: and they make room at once, not when the device gets round to them.

@@ -51,7 +51,8 @@ fn a_good_tiny_model_loads() {
 // U-01
 #[test]
 fn damaged_weight_files_are_refused() {
-    let cases: [(&str, fn(&mut Vec<u8>)); 5] = [
+    type Spoil = fn(&mut Vec<u8>);
+    let cases: [(&str, Spoil); 5] = [
         ("header length 2^64 - 1", |bytes| bytes[..8].fill(0xff)),
         ("header length beyond the file", |bytes| bytes[..8].copy_from_slice(&(1_u64 << 23).to_le_bytes())),
         ("empty", Vec::clear),

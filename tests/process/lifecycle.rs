@@ -117,7 +117,7 @@ fn work_longer_than_the_grace_period_is_cut_off() {
     wait_for("the request in flight", || (server.metric("embedserve_http_requests_in_flight") > 1.0).then_some(()));
     let start = Instant::now();
     server.signal("TERM");
-    assert_eq!(server.wait().code(), Some(0));
+    assert_eq!(server.wait().code(), Some(1), "work was lost, and the exit code says so");
     assert!(start.elapsed() < Duration::from_secs(10), "took {:?}", start.elapsed());
     assert!(server.log().contains("cut=1"), "{}", server.log());
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// A wait that only a hang exceeds.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The executable with a clean environment: nothing of the developer's own settings reaches it.
 pub fn embedserve(arguments: &[&str]) -> Command {

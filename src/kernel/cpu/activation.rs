@@ -43,7 +43,7 @@ fn gelu_all<const FUSED: bool>(values: &mut [f32]) {
 
 #[inline(always)]
 fn gelu_tanh_all<const FUSED: bool>(values: &mut [f32]) {
-    const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769_1;
+    const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769;
     for x in values {
         let inner = TWICE_SQRT_2_OVER_PI * multiply_add::<FUSED>(0.044_715 * *x * *x, *x, *x);
         *x /= 1.0 + exp::<FUSED>(-inner);

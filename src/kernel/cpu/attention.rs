@@ -40,8 +40,12 @@ pub fn attention(op: &Attention, qkv: &[f32], hidden: usize) -> Vec<f32> {
     (0..n_sequences * op.n_heads).into_par_iter().for_each(|task| {
         let (sequence, head) = (task / op.n_heads, task % op.n_heads);
         let rows = op.offsets[sequence]..op.offsets[sequence + 1];
-        let head =
-            Head { qkv: &qkv[rows.start * 3 * hidden..rows.end * 3 * hidden], hidden, head, n_heads: op.n_heads };
+        let head = Head {
+            qkv: &qkv[rows.start * 3 * hidden..rows.end * 3 * hidden],
+            hidden,
+            index: head,
+            n_heads: op.n_heads,
+        };
         SCRATCH.with_borrow_mut(|scratch| attend(op, &head, scratch, output, rows.start));
     });
     out
@@ -52,7 +56,7 @@ struct Head<'a> {
     /// The rows of the sequence, `[n, 3·hidden]`.
     qkv: &'a [f32],
     hidden: usize,
-    head: usize,
+    index: usize,
     n_heads: usize,
 }
 
@@ -67,7 +71,7 @@ impl Head<'_> {
 
     /// Offset of this head's query (0), key (1) or value (2) inside a row.
     const fn column(&self, part: usize) -> usize {
-        part * self.hidden + self.head * self.size()
+        part * self.hidden + self.index * self.size()
     }
 
     const fn len(&self) -> usize {

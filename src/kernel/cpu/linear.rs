@@ -221,6 +221,7 @@ fn portable(a: &[f32], b: &[f32], block: &Product<'_>, (rows, panels): (usize, u
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     //! Register tiles. One body per instruction set, unrolled by constant row and panel counts.
+    #![expect(clippy::multiple_unsafe_ops_per_block, reason = "an address and the one access to it share their reason")]
 
     use std::arch::x86_64::{
         __m256, __m512, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps,
@@ -243,10 +244,14 @@ mod x86 {
         macro_rules! choose {
             ($($rows:literal)*) => {
                 match (rows, panels) {
-                    // SAFETY: passed on from the caller.
-                    $(($rows, 3) => unsafe { avx512_tile::<$rows, 3>(a, stride, b, k, sums) },
-                    ($rows, 2) => unsafe { avx512_tile::<$rows, 2>(a, stride, b, k, sums) },
-                    ($rows, _) => unsafe { avx512_tile::<$rows, 1>(a, stride, b, k, sums) },)*
+                    $(
+                        // SAFETY: passed on from the caller.
+                        ($rows, 3) => unsafe { avx512_tile::<$rows, 3>(a, stride, b, k, sums) },
+                        // SAFETY: as above.
+                        ($rows, 2) => unsafe { avx512_tile::<$rows, 2>(a, stride, b, k, sums) },
+                        // SAFETY: as above.
+                        ($rows, _) => unsafe { avx512_tile::<$rows, 1>(a, stride, b, k, sums) },
+                    )*
                     _ => unreachable!("at most 8 rows"),
                 }
             };
@@ -269,11 +274,13 @@ mod x86 {
             let mut columns = [_mm512_setzero_ps(); PANELS];
             for (panel, column) in columns.iter_mut().enumerate() {
                 // SAFETY: the caller promises `PANELS` panels of k times 16 values.
-                *column = unsafe { _mm512_loadu_ps(b.add((panel * k + p) * PANEL)) };
+                let values = unsafe { b.add((panel * k + p) * PANEL) };
+                // SAFETY: as above.
+                *column = unsafe { _mm512_loadu_ps(values) };
             }
             for (row, acc) in acc.iter_mut().enumerate() {
                 // SAFETY: the caller promises `ROWS` rows of k values, `stride` apart.
-                let value = _mm512_set1_ps(unsafe { *a.add(row * stride + p) });
+                let value = _mm512_set1_ps(unsafe { a.add(row * stride + p).read() });
                 for (acc, column) in acc.iter_mut().zip(columns) {
                     *acc = _mm512_fmadd_ps(value, column, *acc);
                 }
@@ -311,12 +318,14 @@ mod x86 {
         let mut acc: [[__m256; 2]; ROWS] = [[_mm256_setzero_ps(); 2]; ROWS];
         for p in 0..k {
             // SAFETY: the caller promises a panel of k times 16 values.
-            let low = unsafe { _mm256_loadu_ps(b.add(p * PANEL)) };
+            let columns = unsafe { b.add(p * PANEL) };
             // SAFETY: as above.
-            let high = unsafe { _mm256_loadu_ps(b.add(p * PANEL + 8)) };
+            let low = unsafe { _mm256_loadu_ps(columns) };
+            // SAFETY: as above, the second eight of them.
+            let high = unsafe { _mm256_loadu_ps(columns.add(8)) };
             for (row, acc) in acc.iter_mut().enumerate() {
                 // SAFETY: the caller promises `ROWS` rows of k values, `stride` apart.
-                let value = _mm256_set1_ps(unsafe { *a.add(row * stride + p) });
+                let value = _mm256_set1_ps(unsafe { a.add(row * stride + p).read() });
                 acc[0] = _mm256_fmadd_ps(value, low, acc[0]);
                 acc[1] = _mm256_fmadd_ps(value, high, acc[1]);
             }

@@ -52,6 +52,7 @@ impl Evil {
 /// The vector of a row, as mean pooling over the states below gives it.
 pub fn expected(ids: &[u32]) -> Vec<f32> {
     let column = |c: usize| ids.iter().map(|id| f64::from(state(*id, c))).sum::<f64>() / ids.len() as f64;
+    #[expect(clippy::cast_possible_truncation, reason = "rounded once, as the pooling does")]
     (0..HIDDEN).map(|c| column(c) as f32).collect()
 }
 

