@@ -144,7 +144,7 @@ pub struct ServerArgs {
     /// Port to listen on [default: 8080, or $PORT]; 0 chooses a free one
     #[arg(long, short = 'p', env = "EMBEDSERVE_PORT")]
     pub port: Option<u16>,
-    /// Key that clients must send (repeatable, or comma-separated); NAME=KEY gives it a name for logs
+    /// Key that clients must send (repeatable, or comma-separated)
     #[arg(long, env = "EMBEDSERVE_API_KEY", value_delimiter = ',', hide_env_values = true, value_name = "KEY")]
     pub api_key: Vec<String>,
     /// File with one key per line (# starts a comment); repeatable

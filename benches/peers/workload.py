@@ -66,8 +66,8 @@ def flops(config: dict[str, int], lengths: list[int]) -> float:
 
 
 def gemm_rates(threads: int) -> dict[str, float]:
-    """What this machine multiplies in float32 now, alone and on all threads; the yardstick of the same run. Threads work
-    alone on their own matrices, so their ratio also shows whether somebody else holds a core."""
+    """What torch multiplies in float32 here and now, on one thread and on all: the yardstick of the same run. Threads
+    work on matrices of their own, so that their ratio also shows whether somebody else holds a core."""
     alone = _gemm_gflops(1)
     together = _gemm_gflops(threads)
     rates = {"one_thread_gflops": alone, "all_threads_gflops": together, "scaling": together / alone}

@@ -235,13 +235,8 @@ fn api_keys(args: &ServerArgs) -> Result<Vec<ApiKey>, ConfigError> {
             return Err(ConfigError::File { path: path.clone(), reason: "it holds no key".to_owned() });
         }
     }
-    let named = |(index, text): (usize, String)| {
-        let (name, key) = match text.split_once('=') {
-            Some((name, key)) if !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') => {
-                (name.to_owned(), key.to_owned())
-            }
-            _ => (format!("key-{}", index + 1), text),
-        };
+    let named = |(index, key): (usize, String)| {
+        let name = format!("key-{}", index + 1);
         if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
             let (value, reason) = (name, "a key is made of visible ASCII characters".to_owned());
             return Err(ConfigError::Invalid { flag: "--api-key", value, reason });

@@ -39,9 +39,10 @@ fn an_open_address_needs_keys_or_consent() {
 
 #[test]
 fn keys_have_names_and_never_show() {
-    let config = resolve(&["--api-key", "first-secret", "--api-key", "team=second-secret"], &[]).unwrap();
-    let names: Vec<&str> = config.http.api_keys.iter().map(|key| key.name.as_str()).collect();
-    assert_eq!(names, ["key-1", "team"]);
+    let config = resolve(&["--api-key", "first-secret", "--api-key", "c2Vjb25k=="], &[]).unwrap();
+    let keys: Vec<(&str, &str)> =
+        config.http.api_keys.iter().map(|key| (key.name.as_str(), key.key.expose())).collect();
+    assert_eq!(keys, [("key-1", "first-secret"), ("key-2", "c2Vjb25k==")]);
     let config = resolve(&["--api-key", "first-secret", "--hf-token", "hub-secret"], &[]).unwrap();
     let shown = config.describe();
     assert!(shown.contains("***") && !shown.contains("first-secret") && !shown.contains("hub-secret"), "{shown}");

@@ -216,30 +216,32 @@ impl ApiError {
     }
 
     fn retry(&self) -> Option<RetryAfter> {
-        match self {
-            Self::Overloaded { retry }
-            | Self::Loading { retry, .. }
-            | Self::Draining { retry }
-            | Self::Unavailable { retry, .. } => Some(*retry),
-            Self::Deadline { retry, .. } => *retry,
-            _ => None,
+        if let Self::Overloaded { retry }
+        | Self::Loading { retry, .. }
+        | Self::Draining { retry }
+        | Self::Unavailable { retry, .. } = self
+        {
+            return Some(*retry);
         }
+        if let Self::Deadline { retry, .. } = self { *retry } else { None }
     }
 
-    /// Headers that belong to this failure alone.
-    fn extra_headers(&self) -> Vec<(HeaderName, HeaderValue)> {
-        let fixed = |name, value| vec![(name, HeaderValue::from_static(value))];
-        match self {
-            Self::NoKey | Self::WrongKey { .. } => fixed(header::WWW_AUTHENTICATE, "Bearer"),
-            Self::MethodNotAllowed { allow, .. } => fixed(header::ALLOW, allow),
-            Self::ContentEncoding { .. } => fixed(header::ACCEPT_ENCODING, "identity"),
-            // The rest of the body is not wanted, so the connection cannot carry another request.
-            Self::BodyTimeout { .. } | Self::BodyTooLarge { .. } | Self::Draining { .. } => {
-                fixed(header::CONNECTION, "close")
-            }
+    /// A header that belongs to this failure alone.
+    fn extra_header(&self) -> Option<(HeaderName, &'static str)> {
+        if let Self::NoKey | Self::WrongKey { .. } = self {
+            Some((header::WWW_AUTHENTICATE, "Bearer"))
+        } else if let Self::MethodNotAllowed { allow, .. } = self {
+            Some((header::ALLOW, allow))
+        } else if let Self::ContentEncoding { .. } = self {
+            Some((header::ACCEPT_ENCODING, "identity"))
+        } else if let Self::BodyTimeout { .. } | Self::BodyTooLarge { .. } | Self::Draining { .. } = self {
+            // The rest of the body is not wanted, or nothing that follows: the connection carries no more requests.
+            Some((header::CONNECTION, "close"))
+        } else if let Self::NonFinite { .. } = self {
             // Repeating it gives the same answer: stops the SDKs from trying.
-            Self::NonFinite { .. } => fixed(HeaderName::from_static("x-should-retry"), "false"),
-            _ => Vec::new(),
+            Some((HeaderName::from_static("x-should-retry"), "false"))
+        } else {
+            None
         }
     }
 }
@@ -274,7 +276,9 @@ impl IntoResponse for ApiError {
         let row = self.row();
         let mut response = envelope(row.status, &self.message(), &row);
         let headers = response.headers_mut();
-        headers.extend(self.extra_headers());
+        if let Some((name, value)) = self.extra_header() {
+            headers.insert(name, HeaderValue::from_static(value));
+        }
         if let Some(retry) = self.retry() {
             headers.insert(header::RETRY_AFTER, retry.0.into());
             headers.insert(HeaderName::from_static("retry-after-ms"), (retry.0 * 1000).into());

@@ -100,8 +100,9 @@ fn server_timing(stages: &Stages) -> String {
     stages.join(", ")
 }
 
+/// Milliseconds to the microsecond.
 fn millis(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e3
+    (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
 /// The client's own id if it is sane, else a new one.

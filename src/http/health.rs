@@ -22,16 +22,16 @@ struct Live {
 }
 
 #[derive(Debug, Serialize)]
-struct Readiness {
+struct HealthReport {
     object: &'static str,
     /// `ready`, `loading`, `draining` or `not ready`.
     message: &'static str,
     ready: bool,
-    models: Vec<ModelReadiness>,
+    models: Vec<ModelHealth>,
 }
 
 #[derive(Debug, Serialize)]
-struct ModelReadiness {
+struct ModelHealth {
     id: String,
     ready: bool,
     state: &'static str,
@@ -40,7 +40,7 @@ struct ModelReadiness {
 }
 
 #[derive(Debug, Serialize)]
-struct Version {
+struct Build {
     name: &'static str,
     version: &'static str,
     models: Vec<ModelVersion>,
@@ -75,7 +75,7 @@ pub async fn live() -> Response {
 
 /// Every model would compute a request now, and the server is not on its way out.
 pub async fn ready(State(state): State<Arc<HttpState>>) -> Response {
-    let models: Vec<ModelReadiness> = state.engine.slots().iter().map(|slot| readiness(slot)).collect();
+    let models: Vec<ModelHealth> = state.engine.slots().iter().map(|slot| readiness(slot)).collect();
     let leaving = state.engine.is_leaving() || state.engine.is_draining();
     let ready = !leaving && models.iter().all(|model| model.ready);
     let message = match () {
@@ -84,7 +84,7 @@ pub async fn ready(State(state): State<Arc<HttpState>>) -> Response {
         () if models.iter().any(|model| model.state == LOADING) => LOADING,
         () => "not ready",
     };
-    let mut response = reply::json(&Readiness { object: "health.response", message, ready, models });
+    let mut response = reply::json(&HealthReport { object: "health.response", message, ready, models });
     if !ready {
         *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
     }
@@ -112,13 +112,13 @@ pub async fn version(State(state): State<Arc<HttpState>>) -> Response {
         accept_any_model: state.requests.accept_any_model,
     };
     let (name, version) = (env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
-    reply::json(&Version { name, version, models: models.collect(), limits })
+    reply::json(&Build { name, version, models: models.collect(), limits })
 }
 
-fn readiness(slot: &Slot) -> ModelReadiness {
+fn readiness(slot: &Slot) -> ModelHealth {
     let state = state_of(slot);
     let progress = (state == LOADING).then(|| slot.progress.describe());
-    ModelReadiness { id: slot.spec.id.clone(), ready: state == READY, state, progress }
+    ModelHealth { id: slot.spec.id.clone(), ready: state == READY, state, progress }
 }
 
 fn state_of(slot: &Slot) -> &'static str {

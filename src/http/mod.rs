@@ -1,4 +1,4 @@
-//! The wire: the only place that knows OpenAI's JSON and HTTP status codes.
+//! The wire: the only place that knows `OpenAI`'s JSON and HTTP status codes.
 //!
 //! [`router`] shows every route and the whole middleware stack; [`server`] owns sockets and time. Order of checks: host
 //! name, key, route and method, headers of the body, its size, its JSON, the model, the values, the queue. A route is
@@ -100,15 +100,18 @@ pub fn router(engine: Arc<Engine>, http: &HttpConfig, requests: &RequestConfig) 
         }
     }
     // Unknown URLs are private too: without a key nobody learns which routes exist.
-    let mut routes = private.layer(from_fn_with_state(Arc::clone(&state), auth::require_key)).merge(public);
-    if !http.cors_origins.is_empty() {
-        routes = routes.layer(cors(&http.cors_origins));
-    }
-    // From here on, what is added later runs earlier.
+    let private = private.layer(from_fn_with_state(Arc::clone(&state), auth::require_key));
+    surrounded(private.merge(public), state)
+}
+
+/// The middleware around every route. What is added later runs earlier.
+fn surrounded(routes: Router<Arc<HttpState>>, state: Arc<HttpState>) -> Router {
     let metrics = Arc::clone(&state.engine.metrics);
+    let origins = &state.http.cors_origins;
+    let routes = if origins.is_empty() { routes } else { routes.layer(cors(origins)) };
     let routes = routes
         .layer(from_fn_with_state(Arc::clone(&state), host::check))
-        .layer(CatchPanicLayer::custom(move |panic| answer_panic(panic, &metrics)))
+        .layer(CatchPanicLayer::custom(move |panic: Box<dyn Any + Send>| answer_panic(&*panic, &metrics)))
         .layer(from_fn_with_state(Arc::clone(&state), exchange::exchange))
         .with_state(state);
     // Before routing, hence around the router: what a path means is decided once, for keys and routes alike.
@@ -168,7 +171,7 @@ impl HttpState {
 }
 
 impl Route {
-    /// Whether OpenAI's headers belong on its answers.
+    /// Whether `OpenAI`'s headers belong on its answers.
     const fn is_api(self) -> bool {
         matches!(self.endpoint, None | Some(Endpoint::Embeddings | Endpoint::Models | Endpoint::Model))
     }
@@ -230,7 +233,7 @@ async fn unknown_url(method: Method, uri: Uri) -> Response {
 }
 
 /// A panic costs its own request. What it said is for the log; it may hold anything but inputs.
-fn answer_panic(panic: Box<dyn Any + Send>, metrics: &Metrics) -> Response {
+fn answer_panic(panic: &(dyn Any + Send), metrics: &Metrics) -> Response {
     metrics.panicked(PanicThread::Http);
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
@@ -271,3 +274,6 @@ const EXPOSED: [&str; 8] = [
     "server-timing",
     "x-truncated-inputs",
 ];
+
+#[cfg(test)]
+mod tests;

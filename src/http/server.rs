@@ -181,7 +181,8 @@ async fn connection(stream: TcpStream, permit: OwnedSemaphorePermit, shared: Arc
                     connection.as_mut().graceful_shutdown();
                     pulse.leave();
                 }
-                Expired::Idle | Expired::Head => {
+                Expired::Idle => break,
+                Expired::Head => {
                     metrics.http().connection_refused(ConnectionEnd::HeaderTimeout);
                     break;
                 }
@@ -205,6 +206,9 @@ async fn answer(
     let mut response = router.oneshot(request.map(Body::new)).await?;
     if doubtful {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    if response.headers().contains_key(header::CONNECTION) {
+        pulse.linger();
     }
     Ok(response.map(|body| Body::new(pulse.until_sent(body))))
 }

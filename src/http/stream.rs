@@ -17,7 +17,7 @@ use std::time::Duration;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep, sleep, sleep_until};
+use tokio::time::{Sleep, sleep};
 
 pub use pulse::{Expired, Pulse};
 
@@ -120,6 +120,7 @@ impl Write for ClientStream {
         if let Some(status) = automatic::status(bytes) {
             self.replacement = automatic::replacement(status, self.limits.max_header_bytes);
             self.sent = 0;
+            self.pulse.linger();
             // hyper's bytes count as sent; ours follow when it flushes.
             return Poll::Ready(Ok(bytes.len()));
         }
@@ -139,9 +140,12 @@ impl Write for ClientStream {
                 Ending::Open => {
                     ready!(this.poll_replacement(context))?;
                     ready!(Pin::new(&mut this.stream).poll_shutdown(context))?;
-                    let until = Box::pin(sleep_until(Instant::now() + LINGER));
-                    this.ending = Ending::Lingering { until, left_bytes: LINGER_BYTES };
-                    this.pulse.leave();
+                    this.ending = if this.pulse.lingers() {
+                        this.pulse.leave();
+                        Ending::Lingering { until: Box::pin(sleep(LINGER)), left_bytes: LINGER_BYTES }
+                    } else {
+                        Ending::Closed
+                    };
                 }
                 Ending::Lingering { until, left_bytes } => {
                     let mut chunk = [MaybeUninit::uninit(); READ_BYTES];

@@ -59,9 +59,9 @@ pub fn parse(body: &[u8], caps: Caps) -> Result<WireRequest, ApiError> {
 
 /// Line and column, from 1, of what follows `before`.
 fn position(before: &[u8]) -> (usize, usize) {
-    let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
-    let column = before.iter().rev().take_while(|byte| **byte != b'\n').count() + 1;
-    (line, column)
+    let mut lines = before.split(|byte| *byte == b'\n');
+    let last = lines.next_back().unwrap_or_default();
+    (lines.count() + 1, last.len() + 1)
 }
 
 /// A value of the wrong type.
@@ -162,6 +162,11 @@ impl<'de> Visitor<'de> for &mut Object {
         f.write_str("a JSON object")
     }
 
+    /// The default would repeat the string in its message, however long it is.
+    fn visit_str<E: serde::de::Error>(self, _: &str) -> Result<(), E> {
+        Err(E::custom("invalid type: string, expected a JSON object"))
+    }
+
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         while let Some(Key(key)) = map.next_key()? {
             let Some(field) = key else {
@@ -193,10 +198,9 @@ impl Object {
         let request = &mut self.request;
         let raw = &mut request.raw;
         let expected = match (field, value) {
-            (_, Scalar::Null) => return,
+            (_, Scalar::Null) | (Field::User, Scalar::Text(_)) => return,
             (Field::Model, Scalar::Text(text)) => return request.model = Some(text),
             (Field::EncodingFormat, Scalar::Text(text)) => return request.encoding_format = Some(text),
-            (Field::User, Scalar::Text(_)) => return,
             (Field::Dimensions, Scalar::Integer(value)) => return raw.dimensions = Some(value),
             (Field::Truncate, Scalar::Bool(flag)) => return raw.truncate = Some(TruncateField::Flag(flag)),
             (Field::Truncate, Scalar::Text(word)) => return raw.truncate = Some(TruncateField::Word(word)),

@@ -23,7 +23,7 @@ impl ApiError {
             ),
             Self::NoSuchModel { model } => format!("The model '{}' does not exist", echo(model)),
             Self::UnknownUrl { method, path } => {
-                let hint = if path.len() > "/v1/embeddings".len() && path.ends_with("/embeddings") {
+                let hint = if path.to_ascii_lowercase().ends_with("/embeddings") {
                     " Did you mean POST /v1/embeddings?"
                 } else {
                     ""

@@ -36,6 +36,7 @@ struct State {
     /// Progress through [`LENGTH`] in what arrives.
     matched: usize,
     has_seen_length: bool,
+    lingers: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -55,7 +56,7 @@ impl Pulse {
     /// A new connection must begin its request as fast as it must send its head.
     pub fn new(header_timeout: Duration, idle_timeout: Duration) -> Arc<Self> {
         let phase = Phase::Head { until: Instant::now() + header_timeout };
-        let state = Mutex::new(State { phase, matched: 0, has_seen_length: false });
+        let state = Mutex::new(State { phase, matched: 0, has_seen_length: false, lingers: false });
         Arc::new(Self { header_timeout, idle_timeout, state })
     }
 
@@ -78,6 +79,15 @@ impl Pulse {
     /// The connection is on its way out, and others bound how long that may take.
     pub fn leave(&self) {
         self.lock().phase = Phase::Busy;
+    }
+
+    /// The last answer was sent although the client was still sending: the end must be patient.
+    pub fn linger(&self) {
+        self.lock().lingers = true;
+    }
+
+    pub(super) fn lingers(&self) -> bool {
+        self.lock().lingers
     }
 
     /// Whether a `Content-Length` has ever come in, in whatever place. Bodies count too: what this guards against

@@ -39,7 +39,7 @@ struct Items<'a> {
     ids: Vec<i64>,
     arrays: Vec<Vec<i64>>,
     /// Items read, stored or not.
-    n_items: usize,
+    n_read: usize,
     /// Ids read, stored or not.
     n_ids: usize,
 }
@@ -105,11 +105,11 @@ impl<'de> Visitor<'de> for InputSeed<'_> {
             texts: Vec::new(),
             ids: Vec::new(),
             arrays: Vec::new(),
-            n_items: 0,
+            n_read: 0,
             n_ids: 0,
         };
         while seq.next_element_seed(Item(&mut items))?.is_some() {
-            items.n_items += 1;
+            items.n_read += 1;
         }
         Ok(Some(items.finish()))
     }
@@ -152,7 +152,7 @@ impl Items<'_> {
             Some(Shape::Ids) => "an integer",
             Some(Shape::Arrays) => "an array of integers",
         };
-        let place = format!("input[{}]", self.n_items);
+        let place = format!("input[{}]", self.n_read);
         self.fault.get_or_insert(Fault { place, expected, got: got.kind() });
     }
 
@@ -165,7 +165,7 @@ impl Items<'_> {
                 array.push(*id);
             }
         } else {
-            let place = format!("input[{}][{position}]", self.n_items);
+            let place = format!("input[{}][{position}]", self.n_read);
             self.fault.get_or_insert(Fault { place, expected: "an integer", got: value.kind() });
         }
     }
@@ -217,9 +217,11 @@ impl<'de> Visitor<'de> for Item<'_, '_> {
     }
 
     fn visit_f64<E>(self, value: f64) -> Result<(), E> {
-        match super::integer(value) {
-            Scalar::Integer(id) => self.0.id(id),
-            other => self.0.odd(&other),
+        let value = super::integer(value);
+        if let Scalar::Integer(id) = value {
+            self.0.id(id);
+        } else {
+            self.0.odd(&value);
         }
         Ok(())
     }

@@ -1,1 +1,150 @@
+//! Types and their places, shapes of `input`, and what is no JSON.
 
+use super::*;
+use crate::request::RawInputs;
+
+const CAPS: Caps = Caps { max_inputs: 4, max_request_tokens: 10 };
+
+fn read(body: &str) -> WireRequest {
+    parse(body.as_bytes(), CAPS).unwrap()
+}
+
+/// `place: expected, got` of an E17.
+fn fault(body: &str) -> String {
+    match parse(body.as_bytes(), CAPS).unwrap_err() {
+        ApiError::WrongType { place, expected, got } => format!("{place}: {expected}, {got}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The reason of an E14.
+fn syntax(body: &[u8]) -> String {
+    match parse(body, CAPS).unwrap_err() {
+        ApiError::Json { reason } => reason,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn input(body: &str) -> RawInputs {
+    read(&format!("{{\"input\":{body}}}")).raw.inputs
+}
+
+fn texts(single: bool, texts: &[&str]) -> RawInputs {
+    RawInputs::Texts { single, texts: texts.iter().map(|text| (*text).to_owned()).collect() }
+}
+
+#[test]
+fn element_0_decides_the_shape() {
+    assert_eq!(input("\"a\\u00e9\\n\""), texts(true, &["aé\n"]));
+    assert_eq!(input(r#"["a","","b"]"#), texts(false, &["a", "", "b"]));
+    assert_eq!(input("[]"), texts(false, &[]));
+    assert_eq!(input("[1,-2]"), RawInputs::Tokens { single: true, arrays: vec![vec![1, -2]] });
+    assert_eq!(input("[[1],[]]"), RawInputs::Tokens { single: false, arrays: vec![vec![1], vec![]] });
+    let saturated = vec![i64::MAX, i64::MIN, i64::MAX, i64::MAX];
+    let numbers = "[18446744073709551615,-99999999999999999999,4e30,9223372036854775808]";
+    assert_eq!(input(numbers), RawInputs::Tokens { single: true, arrays: vec![saturated] });
+}
+
+// Cases 29, 32, 33
+#[test]
+fn the_first_odd_item_is_named() {
+    for (input, expected) in [
+        ("5", "input: a string or an array, an integer"),
+        ("1.5", "input: a string or an array, a number with a fraction"),
+        ("{\"a\":[1]}", "input: a string or an array, an object"),
+        ("true", "input: a string or an array, a boolean"),
+        ("[\"a\",1]", "input[1]: a string, an integer"),
+        ("[1,\"a\"]", "input[1]: an integer, a string"),
+        ("[[1],\"a\"]", "input[1]: an array of integers, a string"),
+        ("[[1],2]", "input[1]: an array of integers, an integer"),
+        ("[\"a\",[1],3]", "input[1]: a string, an array"),
+        ("[null]", "input[0]: a string, an integer or an array of integers, null"),
+        ("[\"a\",null]", "input[1]: a string, null"),
+        ("[\"a\",{\"b\":{}}]", "input[1]: a string, an object"),
+        ("[[\"a\"]]", "input[0][0]: an integer, a string"),
+        ("[[1],[2,[3]]]", "input[1][1]: an integer, an array"),
+        ("[[1.5]]", "input[0][0]: an integer, a number with a fraction"),
+        ("[1,2.0]", "input[1]: an integer, a number with a fraction"),
+        ("[1.5]", "input[0]: an integer, a number with a fraction"),
+        ("[true]", "input[0]: a string, an integer or an array of integers, a boolean"),
+    ] {
+        assert_eq!(fault(&format!("{{\"input\":{input}}}")), expected);
+    }
+}
+
+#[test]
+fn known_fields_have_types_and_unknown_ones_do_not_matter() {
+    for (field, value, expected) in [
+        ("model", "123", "model: a string, an integer"),
+        ("encoding_format", "1", "encoding_format: a string, an integer"),
+        ("dimensions", "1.5", "dimensions: an integer, a number with a fraction"),
+        ("dimensions", "\"8\"", "dimensions: an integer, a string"),
+        ("dimensions", "[8]", "dimensions: an integer, an array"),
+        ("user", "{}", "user: a string, an object"),
+        ("truncate", "1", "truncate: a boolean or a string, an integer"),
+        ("truncation", "\"yes\"", "truncation: a boolean, a string"),
+        ("truncate_prompt_tokens", "true", "truncate_prompt_tokens: an integer, a boolean"),
+        ("truncation_side", "false", "truncation_side: a string, a boolean"),
+        ("token_encoding", "[]", "token_encoding: a string, an array"),
+    ] {
+        assert_eq!(fault(&format!("{{\"{field}\":{value}}}")), expected);
+        let absent = read(&format!("{{\"{field}\":null}}"));
+        assert_eq!((absent.raw, absent.model), (RawRequest::default(), None));
+    }
+    let request = read(
+        "\u{feff} {\"foo\":[[[{\"a\":1e5}]]],\"drop_params\":true,\"mode\\u006c\":\"m\",\"dimensions\":-9e99,\"user\":\"\"}\n",
+    );
+    assert_eq!(
+        (request.model.as_deref(), request.raw.dimensions, request.has_input),
+        (Some("m"), Some(i64::MIN), false)
+    );
+    // The first fault counts.
+    assert_eq!(fault(r#"{"input":[1,"a"],"model":1}"#), "input[1]: an integer, a string");
+}
+
+// Cases 47 to 49, 54; W-01
+#[test]
+fn what_is_no_json_object_says_where() {
+    for (body, expected) in [
+        (&b""[..], "EOF while parsing a value at line 1 column 0"),
+        (b"{\"model\":", "EOF while parsing a value at line 1 column 9"),
+        (b"{\"model\":\"a\",}", "trailing comma at line 1 column 14"),
+        (b"{}\n x", "trailing characters at line 2 column 2"),
+        (b"[]", "invalid type: sequence, expected a JSON object at line 1 column 2"),
+        (b"\"x\"", "invalid type: string, expected a JSON object at line 1 column 3"),
+        (b"null", "invalid type: null, expected a JSON object at line 1 column 4"),
+        (b"{\"a\":\n\"\xff\"}", "invalid UTF-8 at line 2 column 2"),
+        (b"{\"input\":\"\\ud800\"}", "unexpected end of hex escape at line 1 column 17"),
+        (b"{\"input\":\"a\",\"input\":\"b\"}", "duplicate field `input` at line 1 column 20"),
+        (b"{\"input\":[1e400]}", "number out of range at line 1 column 15"),
+        // A type error in front does not hide that the rest is broken.
+        (b"{\"model\":1,\"input\":[", "EOF while parsing a list at line 1 column 20"),
+    ] {
+        assert_eq!(syntax(body), expected, "{}", String::from_utf8_lossy(body));
+    }
+    syntax("[".repeat(10_000).as_bytes());
+    syntax(format!("{{\"input\":{}", "[".repeat(10_000)).as_bytes());
+    syntax(format!("{{\"foo\":{}", "[".repeat(1_000_000)).as_bytes());
+    syntax(br#"{"input":"\udc00"}"#);
+    syntax(format!("{{\"input\":[1{}]}}", "0".repeat(400)).as_bytes());
+}
+
+#[test]
+fn oversized_input_is_counted_but_not_stored() {
+    let too_many = read(&format!("{{\"input\":[{}\"x\"]}}", "\"x\",".repeat(99)));
+    assert_eq!(too_many.raw.inputs, texts(false, &["x"; 5]));
+    let ids = read(&format!("{{\"input\":[{}1]}}", "1,".repeat(99)));
+    assert_eq!(ids.raw.inputs, RawInputs::Tokens { single: true, arrays: vec![vec![1; 80]] });
+    assert_eq!(ids.refusal, Some(RequestError::TooManyTokens { tokens: 100, limit: 10 }));
+    let arrays = read(&format!("{{\"input\":[[{}1],[1]]}}", "1,".repeat(79)));
+    assert_eq!(arrays.refusal, Some(RequestError::TooManyTokens { tokens: 81, limit: 10 }));
+    assert_eq!(read(&format!("{{\"input\":[{}1]}}", "1,".repeat(79))).refusal, None);
+}
+
+#[test]
+fn two_names_for_one_side_must_agree() {
+    let agreeing = read(r#"{"truncation_side":"left","truncation_direction":"LEFT"}"#);
+    assert_eq!((agreeing.raw.truncation_side, agreeing.refusal), (Some(("truncation_side", "left".to_owned())), None));
+    let refusal = read(r#"{"truncation_direction":"left","truncation_side":"right"}"#).refusal;
+    assert!(matches!(refusal, Some(RequestError::InvalidValue { field: "truncation_side", .. })), "{refusal:?}");
+}
