@@ -7,17 +7,27 @@
 #![expect(clippy::print_stderr, reason = "a test may say what it left out and what it measured")]
 #![expect(unreachable_pub, reason = "support modules are public to their siblings")]
 
+mod auth;
 mod catalog;
+mod connections;
 mod download;
 mod download_cache;
+mod embeddings;
+mod errors;
+mod health;
 mod invariance;
 mod isolation;
 mod kernels;
+mod limits;
+mod metrics;
+mod models;
+mod overload;
 mod parity;
 mod queue;
 mod real;
 mod support;
 mod tidy;
+mod token_arrays;
 mod untrusted_files;
 mod untrusted_weights;
 mod wheel;

@@ -1,11 +1,13 @@
 //! What the in-process tests share.
 
+pub mod app;
 pub mod device;
 pub mod evil;
 pub mod fake_hub;
 pub mod fake_pip;
 pub mod golden;
 pub mod random;
+pub mod raw;
 pub mod served;
 pub mod sources;
 pub mod tiny_model;
