@@ -58,6 +58,11 @@ impl Threads {
         self.size
     }
 
+    /// Runs work inside the pool beside whatever else runs there: loading a model must not stop the others.
+    pub fn beside<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        self.pool.install(work)
+    }
+
     /// Runs one batch's work inside the pool, after every batch that asked earlier.
     pub fn turn<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         let _turn = Turn::wait(self);

@@ -93,8 +93,9 @@ pub fn load(
     let device = Device::Cpu;
     let modules = Modules::read(folder, spec.pooling, spec.normalize)?;
     let config = required_json(&folder.join("config.json"))?;
-    let encoder = arch::load(&config, &weight_files(folder)?, &device, shared.isa)?;
-    let head = head(&modules, encoder.spec.hidden_size, shared.isa)?;
+    let weight_files = weight_files(folder)?;
+    let encoder = shared.threads.beside(|| arch::load(&config, &weight_files, &device, shared.isa))?;
+    let head = shared.threads.beside(|| head(&modules, encoder.spec.hidden_size, shared.isa))?;
     let limits =
         limits(spec, &modules, encoder.spec.max_tokens(), head.dimensions(encoder.spec.hidden_size), requests)?;
     let budget = batch_budget(batch, limits.max_tokens)?;
@@ -107,6 +108,7 @@ pub fn load(
             path: &folder.join("tokenizer.json"),
             vocab_rows: encoder.spec.vocab_size,
             lower_case: modules.lower_case,
+            prompt: modules.prompt.clone(),
             limits: limits.clone(),
         },
         shared.workers.clone(),

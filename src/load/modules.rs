@@ -37,6 +37,10 @@ pub struct Modules {
     /// `max_seq_length`, special tokens included; `None` = the positions decide.
     pub max_tokens: Option<usize>,
     pub lower_case: bool,
+    /// What is put before every text: the prompt that `default_prompt_name` names. Empty for most models.
+    pub prompt: String,
+    /// Whether pooling sees the prompt's tokens.
+    pub include_prompt: bool,
 }
 
 /// One Dense module: where its weights lie and what follows the product.
@@ -86,11 +90,20 @@ impl Modules {
                 let reason = "there is none, so the pooling is unknown; choose it with --pooling".to_owned();
                 return Err(ModulesError::Format { path, reason });
             };
-            Self { pooling, dense: Vec::new(), normalize: false, max_tokens: None, lower_case: false }
+            Self {
+                pooling,
+                dense: Vec::new(),
+                normalize: false,
+                max_tokens: None,
+                lower_case: false,
+                prompt: String::new(),
+                include_prompt: true,
+            }
         };
         modules.pooling = pooling.unwrap_or(modules.pooling);
         modules.normalize = normalize.unwrap_or(modules.normalize);
         modules.read_limits(folder)?;
+        modules.read_prompt(folder)?;
         Ok(modules)
     }
 
@@ -103,6 +116,8 @@ impl Modules {
             normalize: false,
             max_tokens: None,
             lower_case: false,
+            prompt: String::new(),
+            include_prompt: true,
         };
         let mut stage = Stage::Start;
         for entry in entries {
@@ -112,7 +127,7 @@ impl Modules {
             stage = match (stage, kind.as_str()) {
                 (Stage::Start, "Transformer") if entry.path.is_empty() || entry.path == "." => Stage::Encoded,
                 (Stage::Encoded, "Pooling") => {
-                    chain.pooling = read_pooling(&module_folder(folder, path, &entry.path)?)?;
+                    (chain.pooling, chain.include_prompt) = read_pooling(&module_folder(folder, path, &entry.path)?)?;
                     Stage::Pooled
                 }
                 (Stage::Pooled, "Dense") => {
@@ -130,6 +145,21 @@ impl Modules {
             return Err(format("the chain has no Transformer followed by a Pooling".to_owned()));
         }
         Ok(chain)
+    }
+
+    /// sentence-transformers puts the default prompt before every text, and so do we.
+    fn read_prompt(&mut self, folder: &Path) -> Result<(), ModulesError> {
+        let path = folder.join("config_sentence_transformers.json");
+        let Some(config) = read_json(&path)? else { return Ok(()) };
+        let Some(name) = config.get("default_prompt_name").and_then(Value::as_str) else { return Ok(()) };
+        let prompt = config.get("prompts").and_then(|prompts| prompts.get(name)).and_then(Value::as_str);
+        let missing = || ModulesError::Format { path, reason: format!("prompts has no {name}") };
+        prompt.ok_or_else(missing)?.clone_into(&mut self.prompt);
+        if !self.prompt.is_empty() && !self.include_prompt {
+            let path = folder.join("1_Pooling/config.json");
+            return Err(ModulesError::Unsupported { path, field: "include_prompt", value: "false".to_owned() });
+        }
+        Ok(())
     }
 
     fn read_limits(&mut self, folder: &Path) -> Result<(), ModulesError> {
@@ -170,7 +200,8 @@ fn module_folder(folder: &Path, path: &Path, name: &str) -> Result<PathBuf, Modu
     Ok(folder.join(name.as_str()))
 }
 
-fn read_pooling(folder: &Path) -> Result<PoolingMode, ModulesError> {
+/// The pooling mode, and whether the prompt takes part in it.
+fn read_pooling(folder: &Path) -> Result<(PoolingMode, bool), ModulesError> {
     const LEGACY: [(&str, &str); 6] = [
         ("pooling_mode_cls_token", "cls"),
         ("pooling_mode_max_tokens", "max"),
@@ -190,19 +221,21 @@ fn read_pooling(folder: &Path) -> Result<PoolingMode, ModulesError> {
         }
     };
     let unsupported = |value: String| ModulesError::Unsupported { path: path.clone(), field: "pooling_mode", value };
-    match modes.as_slice() {
+    let include_prompt = config.get("include_prompt").and_then(Value::as_bool).unwrap_or(true);
+    let mode = match modes.as_slice() {
         [mode] => match mode.as_str() {
-            "cls" => Ok(PoolingMode::Cls),
-            "max" => Ok(PoolingMode::Max),
-            "mean" => Ok(PoolingMode::Mean),
-            "mean_sqrt_len_tokens" => Ok(PoolingMode::MeanSqrtLen),
-            "lasttoken" => Ok(PoolingMode::Last),
-            other => Err(unsupported(other.to_owned())),
+            "cls" => PoolingMode::Cls,
+            "max" => PoolingMode::Max,
+            "mean" => PoolingMode::Mean,
+            "mean_sqrt_len_tokens" => PoolingMode::MeanSqrtLen,
+            "lasttoken" => PoolingMode::Last,
+            other => return Err(unsupported(other.to_owned())),
         },
         // sentence-transformers takes the mean when no mode is switched on.
-        [] => Ok(PoolingMode::Mean),
-        several => Err(unsupported(several.join(" + "))),
-    }
+        [] => PoolingMode::Mean,
+        several => return Err(unsupported(several.join(" + "))),
+    };
+    Ok((mode, include_prompt))
 }
 
 fn read_dense(folder: &Path) -> Result<DenseModule, ModulesError> {

@@ -7,6 +7,7 @@ pub mod load;
 pub mod token_arrays;
 pub mod workers;
 
+use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -65,6 +66,7 @@ struct Model {
     frame: Frame,
     vocab_rows: usize,
     lower_case: bool,
+    prompt: String,
     limits: RequestLimits,
     metrics: Arc<ModelMetrics>,
 }
@@ -80,6 +82,8 @@ pub struct TokenizerSource<'a> {
     pub vocab_rows: usize,
     /// Texts are lower-cased first (`do_lower_case` of `sentence_bert_config.json`).
     pub lower_case: bool,
+    /// Put before every text, and counted.
+    pub prompt: String,
     pub limits: RequestLimits,
 }
 
@@ -100,8 +104,8 @@ impl Tokenizer {
         metrics: Arc<ModelMetrics>,
     ) -> Result<Self, TokenizerLoadError> {
         let (tokenizer, frame) = load::load(source.path, source.vocab_rows)?;
-        let TokenizerSource { name, vocab_rows, lower_case, limits, .. } = source;
-        let model = Model { name: name.to_owned(), tokenizer, frame, vocab_rows, lower_case, limits, metrics };
+        let TokenizerSource { name, vocab_rows, lower_case, prompt, limits, .. } = source;
+        let model = Model { name: name.to_owned(), tokenizer, frame, vocab_rows, lower_case, prompt, limits, metrics };
         Ok(Self { model: Arc::new(model), workers })
     }
 
@@ -228,8 +232,14 @@ impl Model {
             Some(Side::End) => whole_words_before(text, cap),
             Some(Side::Start) => whole_words_after(text, text.len() - cap),
         };
-        let lower = self.lower_case.then(|| kept.to_lowercase());
-        let content = load::ids(&self.tokenizer, lower.as_deref().unwrap_or(kept), false);
+        let mut prepared = Cow::Borrowed(kept);
+        if !self.prompt.is_empty() {
+            prepared = Cow::Owned(format!("{}{kept}", self.prompt));
+        }
+        if self.lower_case {
+            prepared = Cow::Owned(prepared.to_lowercase());
+        }
+        let content = load::ids(&self.tokenizer, &prepared, false);
         // The library fails only on a tokenizer that was refused at start; reported as the row it happened on.
         let content = content.map_err(|value| RequestError::InvalidValue {
             field: "input",

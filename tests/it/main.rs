@@ -23,6 +23,7 @@ mod metrics;
 mod models;
 mod overload;
 mod parity;
+mod prompts;
 mod queue;
 mod real;
 mod support;

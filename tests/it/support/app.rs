@@ -321,6 +321,7 @@ fn evil_model(spec: &ModelSpec, evil: &Evil, setup: &Setup, shared: &Shared) -> 
         path: &folder.path().join("tokenizer.json"),
         vocab_rows: vocabulary().len(),
         lower_case: false,
+        prompt: String::new(),
         limits: limits.clone(),
     };
     let tokenizer = Tokenizer::load(source, shared.workers.clone(), Arc::clone(&metrics)).unwrap();
