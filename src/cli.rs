@@ -47,6 +47,13 @@ pub enum Command {
 pub enum ModelsCommand {
     /// List the models of the catalogue and which of them are cached
     List(SourceArgs),
+    /// Compare a model's vectors with a second implementation; exit 1 when they differ by more than 1e-5
+    Verify {
+        /// Catalogue ids or aliases, Hub ids, or directories [default: the default model]
+        models: Vec<String>,
+        #[command(flatten)]
+        source: SourceArgs,
+    },
     /// Fetch models into the cache and verify them
     #[command(visible_alias = "download")]
     Pull {

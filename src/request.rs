@@ -165,6 +165,11 @@ impl Dimensions {
         Self(limits.dimensions)
     }
 
+    /// Whatever the model gives, for callers that are no client.
+    pub const fn unlimited() -> Self {
+        Self(usize::MAX)
+    }
+
     /// Checks `requested` against the model.
     ///
     /// # Errors

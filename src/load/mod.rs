@@ -5,6 +5,7 @@
 //! is called ready.
 
 pub mod modules;
+pub mod verify;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

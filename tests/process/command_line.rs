@@ -77,6 +77,14 @@ fn models_list_shows_the_catalogue() {
 }
 
 #[test]
+fn models_verify_compares_with_a_second_implementation() {
+    let folder = TinyModel::default().write();
+    let verified = run(&mut embedserve(&["models", "verify", &format!("dir:{}", folder.path().display())]));
+    assert_eq!(verified.code, Some(0), "{}{}", verified.stdout, verified.stderr);
+    assert!(verified.stdout.contains("12 texts") && verified.stdout.contains("ok"), "{}", verified.stdout);
+}
+
+#[test]
 fn health_tells_by_its_exit_code() {
     let folder = TinyModel::default().write();
     let server = Server::start(folder.path(), &[]);
