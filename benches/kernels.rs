@@ -19,12 +19,12 @@ pub fn run() {
     println!("{:>6} {:>6} {:>6} {:>10} {:>8} {:>10} {:>8}", "rows", "in", "out", "ours", "% peak", "candle", "ratio");
     let mut random = Random::new(1);
     for (k, n) in [(384, 1152), (384, 1536), (1536, 384), (768, 2304), (768, 3072), (3072, 768)] {
-        let weight = random.floats(n * k);
+        let weight = random.floats(n * k, 1.0);
         let packed = Arc::new(PackedMatrix::pack(n, k, &weight, None));
         let linear = Linear { weight: packed, activation: Activation::None, isa: Isa::detect() };
         let transposed = Tensor::from_vec(weight, (n, k), &Device::Cpu).and_then(|w| w.t()).expect("weight");
         for m in [8, 32, 128, 512, 2048] {
-            let x = Tensor::from_vec(random.floats(m * k), (m, k), &Device::Cpu).expect("input");
+            let x = Tensor::from_vec(random.floats(m * k, 1.0), (m, k), &Device::Cpu).expect("input");
             let repeats = (2048 / m).clamp(1, 64);
             let mut ours = || {
                 for _ in 0..repeats {

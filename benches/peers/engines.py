@@ -171,7 +171,7 @@ class OnnxPadded:
     name = "ONNX Runtime fp32, padded"
 
     def __init__(self, path: Path, workload: Workload, threads: int) -> None:
-        self.session = onnx_session(path, threads)
+        self.instance = onnx_instance(path, threads)
         self.ids = workload.ids
 
     def run(self) -> np.ndarray:
@@ -186,14 +186,14 @@ class OnnxPadded:
                 ids[row, : len(self.ids[index])] = self.ids[index]
                 mask[row, : len(self.ids[index])] = 1
             inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-            found |= zip(chosen, pooled(self.session.run(None, inputs)[0], mask), strict=True)
+            found |= zip(chosen, pooled(self.instance.run(None, inputs)[0], mask), strict=True)
         return np.stack([found[index] for index in range(len(self.ids))])
 
     def close(self) -> None:
-        del self.session
+        del self.instance
 
 
-def onnx_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
+def onnx_instance(path: Path, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -210,20 +210,20 @@ class OnnxUnpadded:
     name = "ONNX Runtime fp32, unpadded"
 
     def __init__(self, path: Path, workload: Workload, threads: int) -> None:
-        self.sessions = [onnx_session(path, 1) for _ in range(threads)]
+        self.instances = [onnx_instance(path, 1) for _ in range(threads)]
         self.ids = workload.ids
 
     def run(self) -> np.ndarray:
-        def one(session: onnxruntime.InferenceSession, ids: list[int]) -> np.ndarray:
+        def one(instance: onnxruntime.InferenceSession, ids: list[int]) -> np.ndarray:
             row = np.array([ids], np.int64)
             mask = np.ones_like(row)
             inputs = {"input_ids": row, "attention_mask": mask, "token_type_ids": np.zeros_like(row)}
-            return pooled(session.run(None, inputs)[0], mask)[0]
+            return pooled(instance.run(None, inputs)[0], mask)[0]
 
-        return singly(self.ids, [lambda ids, session=session: one(session, ids) for session in self.sessions])
+        return singly(self.ids, [lambda ids, instance=instance: one(instance, ids) for instance in self.instances])
 
     def close(self) -> None:
-        self.sessions.clear()
+        self.instances.clear()
 
 
 def singly(all_ids: list[list[int]], workers: list[Callable[[list[int]], np.ndarray]]) -> np.ndarray:

@@ -2,35 +2,19 @@
 
 use std::time::{Duration, Instant};
 
-/// SplitMix64, seeded: the same workload on every machine.
-pub struct Random(u64);
+#[path = "../../tests/it/support/random.rs"]
+mod random;
 
-impl Random {
-    pub fn new(seed: u64) -> Self {
-        Self(seed)
-    }
+pub use random::Random;
 
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
+/// Uniform in (0, 1).
+fn unit(random: &mut Random) -> f64 {
+    ((random.next() >> 11) as f64 + 0.5) / (1_u64 << 53) as f64
+}
 
-    /// Uniform in (0, 1).
-    pub fn unit(&mut self) -> f64 {
-        ((self.next() >> 11) as f64 + 0.5) / (1_u64 << 53) as f64
-    }
-
-    pub fn floats(&mut self, n: usize) -> Vec<f32> {
-        (0..n).map(|_| self.unit() as f32 * 2.0 - 1.0).collect()
-    }
-
-    /// Standard normal (Box and Muller).
-    fn normal(&mut self) -> f64 {
-        (-2.0 * self.unit().ln()).sqrt() * (std::f64::consts::TAU * self.unit()).cos()
-    }
+/// Standard normal (Box and Muller).
+fn normal(random: &mut Random) -> f64 {
+    (-2.0 * unit(random).ln()).sqrt() * (std::f64::consts::TAU * unit(random)).cos()
 }
 
 /// 256 rows of token ids with lognormal lengths: median 40, sigma 0.8, clipped to 4..=512.
@@ -38,7 +22,7 @@ pub fn mixed256() -> Vec<Vec<u32>> {
     let mut random = Random::new(256);
     (0..256)
         .map(|_| {
-            let length = (40.0 * (0.8 * random.normal()).exp()).round().clamp(4.0, 512.0) as usize;
+            let length = (40.0 * (0.8 * normal(&mut random)).exp()).round().clamp(4.0, 512.0) as usize;
             row(&mut random, length)
         })
         .collect()
@@ -52,7 +36,7 @@ pub fn uniform(n: usize, length: usize) -> Vec<Vec<u32>> {
 
 /// `[CLS]`, whole words of BERT's vocabulary, `[SEP]`.
 fn row(random: &mut Random, length: usize) -> Vec<u32> {
-    let words = (2..length).map(|_| 2000 + (random.next() % 20_000) as u32);
+    let words = (2..length).map(|_| 2000 + random.below(20_000) as u32);
     std::iter::once(101).chain(words).chain(std::iter::once(102)).collect()
 }
 

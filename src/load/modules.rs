@@ -90,15 +90,7 @@ impl Modules {
                 let reason = "there is none, so the pooling is unknown; choose it with --pooling".to_owned();
                 return Err(ModulesError::Format { path, reason });
             };
-            Self {
-                pooling,
-                dense: Vec::new(),
-                normalize: false,
-                max_tokens: None,
-                lower_case: false,
-                prompt: String::new(),
-                include_prompt: true,
-            }
+            Self::plain(pooling)
         };
         modules.pooling = pooling.unwrap_or(modules.pooling);
         modules.normalize = normalize.unwrap_or(modules.normalize);
@@ -107,18 +99,23 @@ impl Modules {
         Ok(modules)
     }
 
-    fn from_chain(folder: &Path, path: &Path, value: Value) -> Result<Self, ModulesError> {
-        let format = |reason: String| ModulesError::Format { path: path.to_owned(), reason };
-        let entries: Vec<ModuleEntry> = serde_json::from_value(value).map_err(|error| format(error.to_string()))?;
-        let mut chain = Self {
-            pooling: PoolingMode::Mean,
+    /// Pooling and nothing else.
+    const fn plain(pooling: PoolingMode) -> Self {
+        Self {
+            pooling,
             dense: Vec::new(),
             normalize: false,
             max_tokens: None,
             lower_case: false,
             prompt: String::new(),
             include_prompt: true,
-        };
+        }
+    }
+
+    fn from_chain(folder: &Path, path: &Path, value: Value) -> Result<Self, ModulesError> {
+        let format = |reason: String| ModulesError::Format { path: path.to_owned(), reason };
+        let entries: Vec<ModuleEntry> = serde_json::from_value(value).map_err(|error| format(error.to_string()))?;
+        let mut chain = Self::plain(PoolingMode::Mean);
         let mut stage = Stage::Start;
         for entry in entries {
             // The class moved between packages over the years; its own name did not change.

@@ -27,7 +27,7 @@ const TEXTS: [&str; 12] = [
     "hello world",
     "Laura is a DJ.",
     "The quick brown fox jumps over the lazy dog.",
-    "fn main() { println!(\"{}\", 1 + 1); }",
+    "for (i, x) in xs.iter().enumerate() { total += i * x; }",
     "¿Dónde está la biblioteca?",
     "日本語の文章を埋め込みます。",
     "не спеши, а то успеешь",

@@ -1,7 +1,8 @@
 """The tiny models: one per property that an encoder, a pooling or a loader can get wrong, each seeded.
 
 Weights are drawn so that a wrong activation, a forgotten bias or a skipped LayerNorm moves the vectors by far more than
-the tolerance of the tests: matrices with a standard deviation of 1 to 3 / sqrt(inputs), biases and LayerNorms never zero or one.
+the tolerance of the tests: matrices with a standard deviation of 1 to 3 / sqrt(inputs), biases never zero, LayerNorm
+weights never one.
 """
 
 from __future__ import annotations
@@ -59,7 +60,14 @@ FAMILIES = [
     Family("bert-model-max-length", 1012, max_tokens=16),
     # Stored as f16, with few vocabulary entries, because its matrices are larger than all the others' together.
     Family(
-        "bert-wide", 1013, hidden=96, heads=3, intermediate=200, storage=torch.float16, extra_scripts=False, pooler=False
+        "bert-wide",
+        1013,
+        hidden=96,
+        heads=3,
+        intermediate=200,
+        storage=torch.float16,
+        extra_scripts=False,
+        pooler=False,
     ),
     Family("bert-dense", 1014, dense_out=24),
     Family("bert-dense-classic", 1015, layout="classic", pooling="cls", dense_out=40, positions=128),
@@ -139,7 +147,7 @@ def _rename_dtype(path: Path) -> None:
 
 
 def _rename_like_a_pretraining_checkpoint(model: BertModel, folder: Path) -> None:
-    """Names and surplus of the oldest BERT files: `bert.` in front, gamma and beta, position_ids, the training heads."""
+    """Names and surplus of the oldest BERT files: `bert.` in front, gamma and beta, positions, training heads."""
     renamed = {}
     for name, tensor in model.state_dict().items():
         old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")

@@ -5,9 +5,9 @@
     python make.py --minilm FOLDER          # real MiniLM from a folder at hand
     python make.py --check                  # make nothing, compare with what is stored
 
-The oracle reads the finished folder from disk, exactly as a server would: float32 on the CPU, one text per batch, so that
-no padding takes part. Next to each vector stand the token ids that were read, after the cut, and the count before it.
-Each vector is compared with the same model in float64; the largest difference is stored as the oracle's own error.
+The oracle reads the finished folder from disk, exactly as a server would: float32 on the CPU, one text per batch, so
+that no padding takes part. Next to each vector stand the token ids that were read, after the cut, and the count before
+it. Each vector is compared with the same model in float64; the largest difference is stored as the oracle's own error.
 """
 
 from __future__ import annotations
@@ -93,14 +93,14 @@ def minilm_golden(folder: Path) -> dict[str, object]:
     selected = minilm_texts.all_texts()
     vectors, oracle_error = embed(model, selected)
     provenance = {"package": MINILM_PACKAGE, "package_sha256": MINILM_PACKAGE_SHA256, "stored_dtype": "float32"}
-    return golden("sentence-transformers/all-MiniLM-L6-v2", folder, model, (selected, vectors, oracle_error), provenance)
+    return golden(
+        "sentence-transformers/all-MiniLM-L6-v2", folder, model, (selected, vectors, oracle_error), provenance
+    )
 
 
 def load(folder: Path) -> SentenceTransformer:
     """float32 whatever the file holds; newer libraries would otherwise compute in the stored type."""
-    model = SentenceTransformer(
-        str(folder), device="cpu", local_files_only=True, model_kwargs={"dtype": torch.float32}
-    )
+    model = SentenceTransformer(str(folder), device="cpu", local_files_only=True, model_kwargs={"dtype": torch.float32})
     if next(model.parameters()).dtype != torch.float32:
         raise AssertionError(f"{folder.name}: the oracle would not run in float32")
     return model.eval()

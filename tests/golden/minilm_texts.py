@@ -51,14 +51,14 @@ I
 """.splitlines()
 
 CODE = [
-    "fn main() { println!(\"hello\"); }",
+    'fn main() { println!("hello"); }',
     "def add(a: int, b: int) -> int:\n    return a + b\n",
     "SELECT name, COUNT(*) FROM users WHERE age >= 18 GROUP BY name ORDER BY 2 DESC LIMIT 10;",
     "for (let i = 0; i < n; i++) { sum += a[i] ?? 0; }",
-    "#include <stdio.h>\nint main(void) { return printf(\"%d\\n\", 42) < 0; }",
+    '#include <stdio.h>\nint main(void) { return printf("%d\\n", 42) < 0; }',
     "git commit -am 'fix: off-by-one in parser' && git push --force-with-lease",
-    "{\"model\": \"all-MiniLM-L6-v2\", \"input\": [\"a\", \"b\"], \"n\": null, \"x\": 1.5e-3}",
-    "<div class=\"card\"><a href=\"/about?x=1&y=2\">About &amp; more</a></div>",
+    '{"model": "all-MiniLM-L6-v2", "input": ["a", "b"], "n": null, "x": 1.5e-3}',
+    '<div class="card"><a href="/about?x=1&y=2">About &amp; more</a></div>',
     "^(?:[a-z0-9]+(?:-[a-z0-9]+)*)\\.(?:com|org)$",
     "key: [value, 'quoted value', \"another\"] # yaml comment",
     "Traceback (most recent call last):\n  File \"x.py\", line 3, in <module>\nKeyError: 'id'",
@@ -159,13 +159,15 @@ _PARAGRAPH = (
     "The lighthouse keeper climbed the narrow stairs each evening with a lamp in one hand and a logbook in the other. "
     "He wrote down the direction of the wind, the height of the waves and the names of the ships that passed, "
     "although nobody had ever asked to see what he wrote. On clear nights the beam reached the far side of the bay, "
-    "where children counted its turns before they fell asleep. When fog came in he rang the bell by hand, once a minute. "
+    "where children counted its turns before they fell asleep. When fog came in he rang the bell by hand, once "
+    "a minute. "
 )
 
 _REPORT = (
-    "Section 4.2 Maintenance. Filters are to be replaced every 500 hours of operation or when the pressure drop exceeds "
-    "0.8 bar, whichever comes first. Before opening the housing, close valves V-12 and V-13 and wait until gauge P3 "
-    "reads zero; residual pressure can cause severe injury. Record part number, serial number and date in the log. "
+    "Section 4.2 Maintenance. Filters are to be replaced every 500 hours of operation or when the pressure drop "
+    "exceeds 0.8 bar, whichever comes first. Before opening the housing, close valves V-12 and V-13 and wait until "
+    "gauge P3 reads zero; residual pressure can cause severe injury. Record part number, serial number and date in "
+    "the log. "
 )
 
 LONG = [

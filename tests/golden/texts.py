@@ -1,4 +1,4 @@
-"""The texts of the tiny models' vectors: known words, pieces, unknown characters, specials typed by a user, long texts."""
+"""The texts of the tiny models' vectors: known words, pieces, unknown characters, typed specials, long texts."""
 
 from __future__ import annotations
 

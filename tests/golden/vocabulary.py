@@ -23,7 +23,7 @@ WORDS = """
 the of and to in is was for on that with as by at from it an be this are or which not have had were but one all
 you can has there been if more when will would who so no two time world hello search engine query document text
 vector model server data memory light water fire stone river mountain city street house garden bread music paper
-machine learning language river translation weather winter summer morning night small large quick brown fox jumps
+machine learning language translation weather winter summer morning night small large quick brown fox jumps
 over lazy dog green blue red white black first second third year day week people children story history number
 science computer network program function return value error file system user key index
 """.split()
