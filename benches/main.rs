@@ -1,5 +1,5 @@
 //! Compute benches: `cargo bench --bench compute -- kernels` or `-- forward`; without a name, both.
-#![expect(clippy::expect_used, reason = "a bench fails by panicking")]
+#![expect(clippy::expect_used, clippy::unwrap_used, reason = "a bench fails by panicking")]
 #![expect(clippy::print_stdout, reason = "figures are this program's output")]
 #![expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "seeded data, not measurements")]
 #![expect(clippy::disallowed_methods, reason = "a bench takes its model folder from the environment")]

@@ -1,6 +1,11 @@
 //! What was typed, unresolved: clap types only. Their meaning is `config`'s business.
 
-#![expect(clippy::doc_markdown, rustdoc::bare_urls, reason = "doc comments here are help for terminals")]
+#![expect(
+    clippy::doc_markdown,
+    rustdoc::bare_urls,
+    rustdoc::broken_intra_doc_links,
+    reason = "doc comments here are help for terminals"
+)]
 
 use std::path::PathBuf;
 use std::time::Duration;

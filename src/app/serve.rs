@@ -114,6 +114,7 @@ pub fn start(config: Config, listener: TcpListener) -> anyhow::Result<Running> {
     let ids: Vec<String> = config.names.models().iter().map(|model| model.id.clone()).collect();
     let metrics = Metrics::new(&ids);
     let threads = Arc::new(Threads::new(config.batch.threads)?);
+    metrics.build("cpu", config.batch.isa.name());
     metrics.threads("compute", threads.count());
     metrics.threads("tokenize", config.batch.threads);
     let workers = Workers::new(config.batch.threads, &metrics)?;

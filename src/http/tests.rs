@@ -26,12 +26,7 @@ async fn a_panicking_handler_answers_500_and_nothing_else() {
         strangers: Strangers::default(),
         http,
     });
-    let panicking = get(|| async {
-        if true {
-            panic!("/secret/path at 0xdeadbeef")
-        }
-    });
-    let router = surrounded(Router::new().route("/panic", panicking), state);
+    let router = surrounded(Router::new().route("/panic", get(panicking)), state);
     let request = Request::get("/panic").body(Body::empty()).unwrap();
     let response = router.oneshot(request).await.unwrap();
     assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
@@ -42,6 +37,10 @@ async fn a_panicking_handler_answers_500_and_nothing_else() {
         br#"{"error":{"message":"The server had an error while processing your request.","type":"server_error","param":null,"code":null}}"#
     );
     assert!(metrics.encode().contains("embedserve_panics_total{thread=\"http\"} 1\n"));
+}
+
+async fn panicking() {
+    panic!("/secret/path at 0xdeadbeef");
 }
 
 fn http_config() -> HttpConfig {

@@ -2,7 +2,7 @@
 //!
 //! Activations are candle tensors, `[T, width]` row-major f32, one row per token of the packed batch. Each op checks
 //! its shapes, refuses a layout it would have to copy, and hands slices to `cpu`. A device without an implementation
-//! is an error, never a silent copy to the CPU. [`reference`] holds the slow, obvious versions that the tests compare
+//! is an error, never a silent copy to the CPU. [`mod@reference`] holds the slow, obvious versions that the tests compare
 //! against.
 //!
 //! | op | in | out |

@@ -1,4 +1,4 @@
-//! Every metric: name, meaning, labels and buckets in one table ([`Table::new`]); and the handles that the rest of the
+//! Every metric: name, meaning, labels and buckets in one table (`Table::new`); and the handles that the rest of the
 //! crate counts with.
 //!
 //! A series exists at zero from the start for every model and every closed label value, so that a rate is right from

@@ -10,6 +10,9 @@ use crate::support::raw::get;
 const KEY: &str = "sk-test-0123456789abcdef";
 const BEARER: (&str, &str) = ("authorization", "Bearer sk-test-0123456789abcdef");
 
+const NONE: &str = "Incorrect API key provided: none. You didn't provide an API key; send it in an Authorization header \
+                    as 'Bearer YOUR_KEY'.";
+
 async fn guarded() -> TestApp {
     TestApp::with(|setup| setup.key(KEY)).await
 }
@@ -23,8 +26,6 @@ async fn only_an_exact_key_passes() {
     for right in [BEARER, ("authorization", "bearer sk-test-0123456789abcdef"), ("api-key", KEY), ("x-api-key", KEY)] {
         post(vec![right]).await.vectors();
     }
-    const NONE: &str = "Incorrect API key provided: none. You didn't provide an API key; send it in an Authorization \
-                        header as 'Bearer YOUR_KEY'.";
     for (headers, message) in [
         (vec![], NONE),
         (vec![("authorization", "")], NONE),

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::app::{DIMENSIONS, F, Kind, M, TestApp};
+use crate::support::app::{DIMENSIONS, F, Kind, M, TestApp, words};
 use crate::support::evil::Evil;
 
 /// Sends `body` and checks the refusal.
@@ -145,7 +145,7 @@ async fn only_names_of_the_catalogue_exist() {
 async fn the_tokens_of_a_request_are_summed() {
     let app = TestApp::with(|setup| setup.requests.max_request_tokens = 30).await;
     assert_eq!(app.vectors(json!(vec!["x"; 10])).await.len(), 10);
-    let body = json!({"model": M, "input": [vec!["x"; 9].join(" "), vec!["x"; 18].join(" ")]});
+    let body = json!({"model": M, "input": [words(9), words(18)]});
     let answer = app.embed(body).await;
     let message = answer.refusal(400, Some("max_tokens_per_request"), Some("input"));
     assert_eq!(message, "Requested 31 tokens, max 30 tokens per request");

@@ -19,6 +19,7 @@ mod invariance;
 mod isolation;
 mod kernels;
 mod limits;
+mod logs;
 mod metrics;
 mod models;
 mod overload;

@@ -46,13 +46,10 @@ async fn the_page_is_openmetrics_and_complete_from_the_start() {
         ("embedserve_stage_duration_seconds_count", "model=\"tiny/fixed\",stage=\"write\""),
         ("embedserve_panics_total", "thread=\"http\""),
     ] {
-        assert_eq!(app.metric(name, labels), 0.0, "{name} {labels}");
+        app.check_metric(name, labels, 0.0);
     }
-    assert_eq!(app.metric("embedserve_queue_limit_rows", "model=\"tiny/fixed\""), 4096.0);
-    assert_eq!(
-        app.metric("embedserve_model_info", "model=\"tiny/fixed\",revision=\"none\",architecture=\"bert\""),
-        1.0
-    );
+    app.check_metric("embedserve_queue_limit_rows", "model=\"tiny/fixed\"", 4096.0);
+    app.check_metric("embedserve_model_info", "model=\"tiny/fixed\",revision=\"none\",architecture=\"bert\"", 1.0);
     for process in ["resident_memory_bytes", "cpu_seconds_total", "open_fds", "start_time_seconds", "threads"] {
         assert!(app.metric(&format!("process_{process}"), "") > 0.0, "{process}");
     }

@@ -41,8 +41,8 @@ async fn a_full_queue_refuses_at_once_and_entirely() {
     delay(&answer);
     assert_eq!(answer.header("openai-model"), Some("evil"));
     // Nothing of the refused request stayed behind: one row still fits.
-    assert_eq!(app.metric("embedserve_queue_rows", "model=\"evil\""), 2.0);
-    assert_eq!(app.metric("embedserve_queue_refused_total", "model=\"evil\",reason=\"full\""), 1.0);
+    app.check_metric("embedserve_queue_rows", "model=\"evil\"", 2.0);
+    app.check_metric("embedserve_queue_refused_total", "model=\"evil\",reason=\"full\"", 1.0);
     let last = app.embed(json!({"model": "evil", "input": "c"}));
     let release = async {
         app.until_metric("embedserve_queue_rows", "model=\"evil\"", 3.0).await;

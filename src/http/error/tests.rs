@@ -28,6 +28,7 @@ async fn the_overflow_text_is_the_one_that_every_classifier_knows() {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "a table")]
 async fn rows_of_the_table() {
     let retry = RetryAfter::of(Duration::from_secs(100));
     let request = ApiError::Request;

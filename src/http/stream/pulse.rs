@@ -182,7 +182,7 @@ mod tests {
     use super::*;
 
     fn pulse() -> Arc<Pulse> {
-        Pulse::new(Duration::from_secs(10), Duration::from_secs(60))
+        Pulse::new(Duration::from_secs(10), Duration::from_mins(1))
     }
 
     async fn expires(pulse: &Pulse) -> (Expired, u64) {
@@ -196,7 +196,7 @@ mod tests {
         let pulse = pulse();
         assert_eq!(expires(&pulse).await, (Expired::Head, 10));
         pulse.answering();
-        assert!(tokio::time::timeout(Duration::from_secs(3600), pulse.expired()).await.is_err());
+        assert!(tokio::time::timeout(Duration::from_hours(1), pulse.expired()).await.is_err());
         drop(Arc::clone(&pulse).until_sent(Body::empty()));
         assert_eq!(expires(&pulse).await, (Expired::Idle, 60));
         drop(Arc::clone(&pulse).until_sent(Body::empty()));

@@ -11,18 +11,16 @@ fn read(body: &str) -> WireRequest {
 
 /// `place: expected, got` of an E17.
 fn fault(body: &str) -> String {
-    match parse(body.as_bytes(), CAPS).unwrap_err() {
-        ApiError::WrongType { place, expected, got } => format!("{place}: {expected}, {got}"),
-        other => panic!("{other:?}"),
-    }
+    let error = parse(body.as_bytes(), CAPS).unwrap_err();
+    let ApiError::WrongType { place, expected, got } = error else { panic!("{error:?}") };
+    format!("{place}: {expected}, {got}")
 }
 
 /// The reason of an E14.
 fn syntax(body: &[u8]) -> String {
-    match parse(body, CAPS).unwrap_err() {
-        ApiError::Json { reason } => reason,
-        other => panic!("{other:?}"),
-    }
+    let error = parse(body, CAPS).unwrap_err();
+    let ApiError::Json { reason } = error else { panic!("{error:?}") };
+    reason
 }
 
 fn input(body: &str) -> RawInputs {

@@ -1,7 +1,7 @@
 //! Attention inside each sequence of a packed batch: `softmax(scale·q·kᵀ)·v`, one task per sequence and head.
 //!
 //! The keys of a head are packed like a weight (sixteen keys to a panel), the values likewise (sixteen columns to a
-//! panel), and both products run on the tiles of [`super::linear`]. Queries go in blocks of [`QUERY_BLOCK`], so the
+//! panel), and both products run on the tiles of [`super::linear`]. Queries go in blocks of `QUERY_BLOCK`, so the
 //! score buffer is small even for 8,192 keys. The softmax subtracts the row's maximum, divides once at the end, and
 //! sums in fixed lanes: a sequence's bits depend on nothing outside it. There is no mask: what is not in the sequence
 //! is not there.

@@ -6,7 +6,7 @@
 //! **Bits.** Every output is one chain `((0 + a₀b₀) + a₁b₁) + …` of multiply-adds in rising k, whatever the tile, the
 //! thread or the number of rows: a row's result does not depend on the rows beside it.
 //!
-//! **Threads.** The output is cut into tiles of [`ROW_CHUNK`] rows by one column group; with few rows every thread
+//! **Threads.** The output is cut into tiles of `ROW_CHUNK` rows by one column group; with few rows every thread
 //! streams its own columns of the weight, with many they share them out of cache.
 
 use rayon::prelude::*;

@@ -1,6 +1,6 @@
 //! The CPU kernels, with the instruction set chosen at run time: no build flags, one binary for every x86-64.
 //!
-//! Element-wise kernels are written once in plain Rust and compiled per instruction set by [`dispatch!`]; the matrix
+//! Element-wise kernels are written once in plain Rust and compiled per instruction set by `dispatch!`; the matrix
 //! product has hand-written tiles in [`linear`]. AVX2 and AVX-512 give the same bits: every result is one chain of
 //! fused multiply-adds over k, whatever the vector width. The portable level rounds products before adding them (a
 //! fused multiply-add without hardware support is a library call), so its last bits differ.

@@ -1,6 +1,6 @@
 //! LayerNorm, `(x − mean)/√(variance + ε)·γ + β` over each row.
 //!
-//! Two passes: the mean, then the mean of squared differences from it. Never E[x²] − mean², which cancels for rows
+//! Two passes: the mean, then the mean of squared differences from it. Never E(x²) − mean², which cancels for rows
 //! whose mean is large against their spread. Sums run in sixteen fixed lanes, added up in a fixed order, so a row's
 //! bits depend on nothing but the row.
 

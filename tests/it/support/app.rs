@@ -23,11 +23,13 @@ use embedserve::threads::Threads;
 use embedserve::tokenize::workers::Workers;
 use embedserve::tokenize::{Tokenizer, TokenizerSource};
 use reqwest::Method;
-use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use reqwest::header::{HeaderName, HeaderValue};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+pub use super::answer::{Answer, length, vector, words};
 use super::evil::{Evil, HIDDEN};
+use super::log;
 use super::raw::RawClient;
 use super::served;
 use super::tiny_model::{TinyModel, vocabulary};
@@ -79,15 +81,7 @@ pub struct TestApp {
     server: Option<tokio::task::JoinHandle<ServeReport>>,
     served: Vec<Arc<Served>>,
     device_threads: Vec<JoinHandle<()>>,
-    _folders: Vec<TempDir>,
-}
-
-/// A received answer.
-#[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub headers: HeaderMap,
-    pub text: String,
+    folders: Vec<TempDir>,
 }
 
 /// Two models, no keys, the defaults of a release.
@@ -138,7 +132,7 @@ fn http_config() -> HttpConfig {
         max_headers: 100,
         max_connections: 1024,
         header_timeout: Duration::from_secs(10),
-        idle_timeout: Duration::from_secs(60),
+        idle_timeout: Duration::from_mins(1),
         body_timeout: Duration::from_secs(20),
         write_timeout: Duration::from_secs(30),
         metrics_public: false,
@@ -151,6 +145,7 @@ impl TestApp {
     }
 
     pub async fn with(change: impl FnOnce(&mut Setup)) -> Self {
+        log::install();
         let mut setup = Setup::default();
         change(&mut setup);
         let specs: Vec<Arc<ModelSpec>> = setup.models.iter().map(|model| Arc::new(model.spec.clone())).collect();
@@ -167,7 +162,7 @@ impl TestApp {
             server: None,
             served: Vec::new(),
             device_threads: Vec::new(),
-            _folders: Vec::new(),
+            folders: Vec::new(),
         };
         app.load(&setup, &metrics);
         let (stop, signals) = ShutdownSignals::new(setup.grace);
@@ -190,7 +185,7 @@ impl TestApp {
                     let settings = (&setup.requests, &setup.batch);
                     let loaded =
                         load::load(&model.spec, folder.path(), None, settings, (&shared, &slot.progress)).unwrap();
-                    self._folders.push(folder);
+                    self.folders.push(folder);
                     (loaded.served, loaded.thread)
                 }
                 Kind::Evil(evil) => evil_model(&model.spec, evil, setup, &shared),
@@ -260,14 +255,23 @@ impl TestApp {
         Answer { status, headers, text: response.text().await.unwrap() }
     }
 
-    /// The value of one series; the labels may be a part of it, in order.
+    /// The sum of the series whose labels hold `labels`, which may be a part of them, in order. There is at least one.
+    #[track_caller]
     pub fn metric(&self, name: &str, labels: &str) -> f64 {
         let page = self.engine.metrics.encode();
-        let line = page.lines().find(|line| {
+        let lines = page.lines().filter(|line| {
             line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']) && rest.contains(labels))
         });
-        let line = line.unwrap_or_else(|| panic!("no series {name} with {labels} in\n{page}"));
-        line.rsplit(' ').next().unwrap().parse().unwrap()
+        let values: Vec<f64> = lines.map(|line| line.rsplit(' ').next().unwrap().parse().unwrap()).collect();
+        assert!(!values.is_empty(), "no series {name} with {labels} in\n{page}");
+        values.iter().sum()
+    }
+
+    /// Fails unless a series has this value now.
+    #[track_caller]
+    pub fn check_metric(&self, name: &str, labels: &str, value: f64) {
+        let now = self.metric(name, labels);
+        assert!((now - value).abs() < 1e-9, "{name}{{{labels}}} is {now}, expected {value}");
     }
 
     /// Waits until a series has a value; metrics of an answer are counted when it ends, not when it is read.
@@ -338,87 +342,4 @@ fn evil_model(spec: &ModelSpec, evil: &Evil, setup: &Setup, shared: &Shared) -> 
     let computation = Computation { encoder: evil.encoder(), head, threads };
     let runner = runner::spawn(&spec.id, computation, queue.clone(), setup.batch.stall_limit, &shared.metrics).unwrap();
     (Served { limits, tokenizer, queue, runner: runner.info }, runner.thread)
-}
-
-// === impl Answer ===
-
-impl Answer {
-    pub fn json(&self) -> Value {
-        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error} in {}", self.text))
-    }
-
-    pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(name).map(|value| value.to_str().unwrap())
-    }
-
-    /// The vectors of a 200, in order.
-    #[track_caller]
-    pub fn vectors(&self) -> Vec<Vec<f32>> {
-        assert_eq!(self.status, 200, "{}", self.text);
-        let body = self.json();
-        let data = body["data"].as_array().unwrap();
-        for (index, item) in data.iter().enumerate() {
-            assert_eq!((&item["object"], &item["index"]), (&json!("embedding"), &json!(index)));
-        }
-        data.iter().map(|item| vector(&item["embedding"])).collect()
-    }
-
-    /// Checks the envelope: exactly four keys, the types of each, JSON, a request id.
-    #[track_caller]
-    pub fn error(&self) -> Value {
-        assert_eq!(self.header("content-type"), Some("application/json"), "{self:?}");
-        assert!(self.header("x-request-id").is_some());
-        let body = self.json();
-        assert_eq!(body.as_object().unwrap().len(), 1, "{body}");
-        let error = body["error"].clone();
-        let keys: Vec<&String> = error.as_object().unwrap().keys().collect();
-        assert_eq!(keys, ["code", "message", "param", "type"], "{body}");
-        assert!(error["message"].is_string() && error["type"].is_string(), "{body}");
-        for name in ["param", "code"] {
-            assert!(error[name].is_string() || error[name].is_null(), "{body}");
-        }
-        // Case 81: LiteLLM would read these words as rate limiting, LangChain.js as a reason never to try again.
-        if self.status != 429 {
-            let text = self.text.to_ascii_lowercase();
-            for word in ["rate limit", "rate_limit", "rate-limit", "request too large", "quota", "billing"] {
-                assert!(!text.contains(word), "{word} in {text}");
-            }
-        }
-        error
-    }
-
-    /// Checks status, code and param of an error and returns its message.
-    #[track_caller]
-    pub fn refusal(&self, status: u16, code: Option<&str>, param: Option<&str>) -> String {
-        assert_eq!(self.status, status, "{}", self.text);
-        let error = self.error();
-        assert_eq!((error["code"].as_str(), error["param"].as_str()), (code, param), "{error}");
-        error["message"].as_str().unwrap().to_owned()
-    }
-}
-
-/// A vector as the SDKs read it: numbers, or base64 of little-endian floats.
-#[track_caller]
-pub fn vector(value: &Value) -> Vec<f32> {
-    match value {
-        Value::String(text) => base64_floats(text),
-        // Through the text, not through f64: what counts is the f32 that the digits stand for.
-        Value::Array(numbers) => numbers.iter().map(|number| number.to_string().parse().unwrap()).collect(),
-        other => panic!("not a vector: {other}"),
-    }
-}
-
-fn base64_floats(text: &str) -> Vec<f32> {
-    use base64::Engine as _;
-    let bytes = base64::engine::general_purpose::STANDARD.decode(text).unwrap();
-    bytes.chunks_exact(4).map(|four| f32::from_le_bytes(four.try_into().unwrap())).collect()
-}
-
-/// `n` words of one token each.
-pub fn words(n: usize) -> String {
-    vec!["x"; n].join(" ")
-}
-
-pub fn length(vector: &[f32]) -> f64 {
-    vector.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt()
 }

@@ -1,11 +1,13 @@
 //! What the in-process tests share.
 
+pub mod answer;
 pub mod app;
 pub mod device;
 pub mod evil;
 pub mod fake_hub;
 pub mod fake_pip;
 pub mod golden;
+pub mod log;
 pub mod random;
 pub mod raw;
 pub mod served;
