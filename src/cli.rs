@@ -247,7 +247,7 @@ pub enum TokenArraysArg {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Batching and compute")]
 pub struct BatchArgs {
-    /// Tokens of one forward pass [default: 2048 on the CPU, or the longest input if that is more]
+    /// Tokens of one forward pass [default: about a second of work, 2048 at most, the longest input at least]
     #[arg(long, visible_aliases = ["max-num-batched-tokens", "ubatch-size"], env = "EMBEDSERVE_MAX_BATCH_TOKENS", value_name = "TOKENS")]
     pub max_batch_tokens: Option<usize>,
     /// Rows of one forward pass [default: as many as the tokens allow]

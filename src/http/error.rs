@@ -57,6 +57,8 @@ pub enum ApiError {
     EncodingFormat { given: String },
     /// E33
     Internal,
+    /// E33 for a row that fails even alone: repeating it fails again.
+    RowFailed,
     /// E34
     NonFinite { place: String },
     /// E35
@@ -159,7 +161,7 @@ impl ApiError {
             EngineError::Deadline { .. } => Self::Deadline { after: elapsed, retry: None },
             EngineError::Row { place, failure } => match failure {
                 RowFailure::NonFinite => Self::NonFinite { place: place.to_string() },
-                RowFailure::Failed | RowFailure::Panicked => Self::Internal,
+                RowFailure::Failed | RowFailure::Panicked => Self::RowFailed,
                 RowFailure::Dropped => Self::Unavailable { model: model(), retry: RetryAfter::of(UNAVAILABLE_WAIT) },
             },
             EngineError::Internal(_) => Self::Internal,
@@ -205,7 +207,7 @@ impl ApiError {
             }
             Self::Request(error) => request_row(error, field),
             Self::EncodingFormat { .. } => field("encoding_format", None),
-            Self::Internal => server(StatusCode::INTERNAL_SERVER_ERROR, None, None),
+            Self::Internal | Self::RowFailed => server(StatusCode::INTERNAL_SERVER_ERROR, None, None),
             Self::NonFinite { .. } => server(StatusCode::INTERNAL_SERVER_ERROR, Some("input"), Some("non_finite")),
             Self::Overloaded { .. } => later("server_is_overloaded"),
             Self::Loading { .. } => later("model_loading"),
@@ -237,7 +239,7 @@ impl ApiError {
         } else if let Self::BodyTimeout { .. } | Self::BodyTooLarge { .. } | Self::Draining { .. } = self {
             // The rest of the body is not wanted, or nothing that follows: the connection carries no more requests.
             Some((header::CONNECTION, "close"))
-        } else if let Self::NonFinite { .. } = self {
+        } else if let Self::NonFinite { .. } | Self::RowFailed = self {
             // Repeating it gives the same answer: stops the SDKs from trying.
             Some((HeaderName::from_static("x-should-retry"), "false"))
         } else {

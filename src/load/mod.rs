@@ -99,7 +99,6 @@ pub fn load(
     let head = shared.threads.beside(|| head(&modules, encoder.spec.hidden_size, shared.isa))?;
     let limits =
         limits(spec, &modules, encoder.spec.max_tokens(), head.dimensions(encoder.spec.hidden_size), requests)?;
-    let budget = batch_budget(batch, limits.max_tokens)?;
 
     progress.enter("warming up".to_owned(), 0);
     let model_metrics = shared.metrics.model(&spec.id);
@@ -118,6 +117,8 @@ pub fn load(
     let probe = tokenizer.encode_probe(PROBE).map_err(LoadError::Probe)?;
     let mut computation = Computation { encoder: encoder.encoder, head, threads: Arc::clone(&shared.threads) };
     let forward = warmup::self_test(&mut computation, &probe, Dimensions::native(&limits))?;
+    let tokens_per_second = probe.len() as f64 / forward.as_secs_f64().max(1e-6);
+    let budget = batch_budget(batch, limits.max_tokens, tokens_per_second)?;
 
     model_metrics.set_info(&ModelInfo {
         revision: revision.unwrap_or("none").to_owned(),
@@ -137,6 +138,7 @@ pub fn load(
         normalize = modules.normalize,
         weight_mib = encoder.weight_bytes >> 20,
         kernels = %shared.isa,
+        batch_tokens = budget.tokens,
         forward_ms = forward.as_secs_f64() * 1e3,
         load_ms = start.elapsed().as_secs_f64() * 1e3,
         "model loaded"
@@ -226,11 +228,14 @@ fn limits(
     })
 }
 
-/// The batch budget: as configured, or on the CPU just large enough that the kernels run at full speed. Larger
-/// batches gain nothing without padding, and a newcomer would wait longer.
-fn batch_budget(batch: &BatchConfig, max_tokens: usize) -> Result<Budget, LoadError> {
-    const CPU_BATCH_TOKENS: usize = 2048;
-    let tokens = batch.max_batch_tokens.unwrap_or(CPU_BATCH_TOKENS.max(max_tokens));
+/// The batch budget: as configured, or on the CPU about a second of work, so that a newcomer never waits long for the
+/// batch before its own, and never more than the kernels need to run at full speed: without padding, larger batches gain
+/// nothing. One row of the longest kind always fits.
+fn batch_budget(batch: &BatchConfig, max_tokens: usize, tokens_per_second: f64) -> Result<Budget, LoadError> {
+    const FULL_SPEED_TOKENS: usize = 2048;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to a small positive number")]
+    let a_second = tokens_per_second.clamp(1.0, FULL_SPEED_TOKENS as f64) as usize;
+    let tokens = batch.max_batch_tokens.unwrap_or(a_second.max(max_tokens));
     if tokens < max_tokens {
         return Err(LoadError::BatchTooSmall { row: max_tokens, batch: tokens });
     }

@@ -55,7 +55,7 @@ impl ApiError {
             Self::EncodingFormat { given } => {
                 format!("Invalid value for 'encoding_format' = {}. Supported values: ['float', 'base64'].", echo(given))
             }
-            Self::Internal => "The server had an error while processing your request.".to_owned(),
+            Self::Internal | Self::RowFailed => "The server had an error while processing your request.".to_owned(),
             Self::NonFinite { place } => format!("The model returned a non-finite vector for '{place}'."),
             Self::Overloaded { retry } => format!("The server is overloaded. {}", again(*retry)),
             Self::Loading { model, retry } => {

@@ -262,6 +262,7 @@ async fn rows_of_the_table() {
             None,
             "Invalid value for 'encoding_format' = md5. Supported values: ['float', 'base64'].",
         ),
+        (ApiError::RowFailed, 500, SERVER, None, None, "The server had an error while processing your request."),
         (ApiError::Internal, 500, SERVER, None, None, "The server had an error while processing your request."),
         (
             ApiError::NonFinite { place: "input[3]".to_owned() },
