@@ -25,6 +25,8 @@ use crate::tokenize::workers::Workers;
 
 /// Threads of the asynchronous runtime: they move bytes and never compute.
 const RUNTIME_THREADS: usize = 2;
+/// The signal of Ctrl-C.
+const INTERRUPT: &str = "SIGINT";
 /// How long a stopping process waits for a device thread to finish its last batch.
 const DEVICE_JOIN: Duration = Duration::from_secs(2);
 
@@ -58,18 +60,15 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let running = start(config, listener)?;
     announce(&running);
     let mut signals = Signals::new()?;
-    let failed = tokio::select! {
-        signal = signals.next() => {
-            tracing::info!(signal, "draining");
-            None
-        }
-        failure = running.failed() => Some(failure),
+    let signal = tokio::select! {
+        signal = signals.next() => signal,
+        failure = running.failed() => anyhow::bail!("{failure}"),
     };
-    if let Some(failure) = failed {
-        anyhow::bail!("{failure}");
-    }
+    tracing::info!(signal, "draining");
+    // Whoever presses Ctrl-C has no balancer that must notice first.
+    let delay = if signal == INTERRUPT { Duration::ZERO } else { running.config.lifecycle.drain_delay };
     tokio::select! {
-        cut = running.stop() => {
+        cut = running.stop(delay) => {
             if cut == 0 {
                 tracing::info!("stopped: every accepted request was answered");
                 return Ok(ExitCode::SUCCESS);
@@ -204,12 +203,13 @@ impl Running {
         std::future::pending().await
     }
 
-    /// Drains and stops; returns how many connections the grace period cut off.
-    pub async fn stop(self) -> usize {
+    /// Drains and stops; returns how many connections the grace period cut off. For `delay` the server is not ready but
+    /// still accepts.
+    pub async fn stop(self, delay: Duration) -> usize {
         self.stop_loading.store(true, Ordering::Relaxed);
         self.engine.leave();
         // Balancers look at readiness before they stop sending; until then they are served.
-        tokio::time::sleep(self.config.lifecycle.drain_delay).await;
+        tokio::time::sleep(delay).await;
         self.engine.drain();
         self.stop_serving.stop();
         let cut = self.server.await.map_or(0, |report| report.cut);
@@ -297,7 +297,7 @@ impl Signals {
     async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.interrupt.recv() => INTERRUPT,
         }
     }
 }
