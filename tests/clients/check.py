@@ -1,4 +1,5 @@
-"""What every client check shares: the golden vectors, exact comparison of float32 values, and one line per check."""
+"""What every client check shares: the golden vectors, exact comparison of float32 values, a server whose queue is full,
+and one line per check."""
 
 from __future__ import annotations
 
@@ -7,9 +8,13 @@ import json
 import math
 import os
 import sys
+import time
 import traceback
+import urllib.request
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +22,8 @@ GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "minilm.json"
 
 # max abs to sentence-transformers in float32; the same bar as the in-process parity tests.
 TOLERANCE = 1e-5
+
+OCCUPIED_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -73,12 +80,47 @@ def expect_raises(kind: type[BaseException], call: Callable[[], object]) -> Base
 
 
 class Server:
-    """Where the two running servers are: one open, one that wants a key. Set by run.py."""
+    """Where the running servers are: one open, one that wants a key, one with a small queue. Set by run.py."""
 
     base_url = os.environ["CHECK_BASE_URL"]
     keyed_base_url = os.environ["CHECK_KEYED_BASE_URL"]
+    # Open too. A request of as many rows as its queue holds fits only while no other row waits.
+    small_base_url = os.environ["CHECK_SMALL_BASE_URL"]
+    small_queue_rows = int(os.environ["CHECK_SMALL_QUEUE_ROWS"])
     key = os.environ["CHECK_KEY"]
     model = os.environ["CHECK_MODEL"]
+
+
+@contextmanager
+def occupied() -> Iterator[None]:
+    """On entry rows wait in the small server's queue; on leaving the request they belong to has been answered."""
+    # Long rows first, so that the server knows its speed on them when it says how long to wait.
+    post_long_rows(8)
+    with ThreadPoolExecutor(1) as pool:
+        occupying = pool.submit(post_long_rows, 24)
+        deadline = time.monotonic() + OCCUPIED_SECONDS
+        while metric(Server.small_base_url, "embedserve_queue_rows") < 12:
+            expect(not occupying.done(), "the request that should have occupied the server ended before rows waited")
+            expect(time.monotonic() < deadline, f"nothing waited within {OCCUPIED_SECONDS} s")
+        yield
+        occupying.result()
+
+
+def post_long_rows(rows: int) -> None:
+    body = json.dumps({"model": Server.model, "input": ["the " * 250] * rows}).encode()
+    headers = {"content-type": "application/json"}
+    request = urllib.request.Request(f"{Server.small_base_url}/embeddings", body, headers)
+    with urllib.request.urlopen(request, timeout=OCCUPIED_SECONDS) as answer:
+        answer.read()
+
+
+def metric(base_url: str, name: str, labels: str = "") -> float:
+    """The sum over all samples of that name whose labels contain the text given."""
+    with urllib.request.urlopen(base_url.removesuffix("/v1") + "/metrics", timeout=30) as answer:
+        lines = answer.read().decode().splitlines()
+    samples = [line for line in lines if line.startswith((name + "{", name + " ")) and labels in line]
+    expect(bool(samples), f"no metric {name} {labels}")
+    return sum(float(line.rpartition(" ")[2]) for line in samples)
 
 
 def run(suite: str, checks: Sequence[Callable[[], None]]) -> int:

@@ -69,6 +69,13 @@ def an_empty_document_is_a_bad_request() -> None:
     expect_raises(openai.BadRequestError, lambda: embeddings().embed_documents(["", "a"]))
 
 
+def an_empty_document_is_embedded_where_that_is_allowed() -> None:
+    found = embeddings(base_url=Server.small_base_url).embed_documents(["", "a"])
+    expect(len(found) == 2, f"{len(found)} vectors")
+    expect(bits(found[1]) == plain(["a"])[0], "the document beside the empty one differs")
+    expect(bits(found[0]) != bits(found[1]), "the empty document got the other's vector")
+
+
 def batches_larger_than_one_request_keep_their_order() -> None:
     texts = [f"document number {number}" for number in range(1200)]
     found = embeddings().embed_documents(texts)
@@ -83,6 +90,7 @@ CHECKS = [
     documents_by_default_equal_sentence_transformers,
     documents_sent_as_text_equal_plain_text,
     an_empty_document_is_a_bad_request,
+    an_empty_document_is_embedded_where_that_is_allowed,
     batches_larger_than_one_request_keep_their_order,
 ]
 

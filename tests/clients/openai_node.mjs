@@ -1,42 +1,20 @@
 // openai for Node, current major and 6: both ask for base64; 6 decodes whatever comes without looking.
 
-import { readFileSync } from "node:fs";
-
-const baseURL = process.env.CHECK_BASE_URL;
-const keyedBaseURL = process.env.CHECK_KEYED_BASE_URL;
-const key = process.env.CHECK_KEY;
-const model = process.env.CHECK_MODEL;
-const golden = JSON.parse(readFileSync(new URL("../golden/minilm.json", import.meta.url), "ascii")).items;
-
-const TOLERANCE = 1e-5;
-
-function expect(condition, message) {
-  if (!condition) throw new Error(message);
-}
-
-function decoded(item) {
-  const bytes = Buffer.from(item.vector, "base64");
-  return Array.from({ length: bytes.length / 4 }, (_, index) => bytes.readFloatLE(index * 4));
-}
-
-function distance(values, expected) {
-  expect(Array.isArray(values), `an embedding is a ${typeof values}`);
-  expect(values.length === expected.length, `${values.length} values instead of ${expected.length}`);
-  return Math.max(...values.map((value, index) => Math.abs(value - expected[index])));
-}
-
-function sameBits(left, right) {
-  return left.length === right.length && left.every((value, index) => Math.fround(value) === Math.fround(right[index]));
-}
-
-async function rejected(call) {
-  try {
-    await call();
-  } catch (error) {
-    return error;
-  }
-  throw new Error("nothing was thrown");
-}
+import {
+  TOLERANCE,
+  baseURL,
+  decoded,
+  distance,
+  expect,
+  golden,
+  key,
+  keyedBaseURL,
+  model,
+  rejected,
+  run,
+  sameBits,
+  versionOf,
+} from "./check.mjs";
 
 function checksOf(OpenAI) {
   const client = new OpenAI({ baseURL, apiKey: "unused", maxRetries: 0 });
@@ -100,20 +78,7 @@ function checksOf(OpenAI) {
   };
 }
 
-let failed = false;
 for (const name of ["openai", "openai6"]) {
-  const described = JSON.parse(readFileSync(new URL(`node_modules/${name}/package.json`, import.meta.url), "utf8"));
   const { default: OpenAI } = await import(name);
-  for (const [title, check] of Object.entries(checksOf(OpenAI))) {
-    const line = `openai-node ${described.version}: ${title}`;
-    try {
-      await check();
-      console.log(`ok   ${line}`);
-    } catch (error) {
-      failed = true;
-      console.log(`FAIL ${line}: ${String(error.message).slice(0, 500)}`);
-      console.error(error);
-    }
-  }
+  await run(`openai-node ${versionOf(name)}`, checksOf(OpenAI));
 }
-process.exitCode = failed ? 1 : 0;

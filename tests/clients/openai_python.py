@@ -6,10 +6,11 @@ import asyncio
 import json
 import re
 import sys
+import time
 
 import openai
 
-from check import TOLERANCE, Server, bits, distance, expect, expect_raises, golden, run
+from check import TOLERANCE, Server, bits, distance, expect, expect_raises, golden, metric, occupied, run
 
 TEXTS = ["hello world", "The cat sat on the mat.", "你好，世界！", "hello world"]
 
@@ -181,6 +182,45 @@ def many_inputs_fit_one_request() -> None:
     expect_raises(openai.BadRequestError, lambda: vectors(input=["x"] * 2049))
 
 
+def a_refusal_for_a_full_queue_is_repeated_after_the_stated_delay() -> None:
+    sent: list[tuple[float, str]] = []
+    got: list[tuple[float, object]] = []
+
+    def keep(response: object) -> None:
+        response.read()
+        got.append((time.monotonic(), response))
+
+    hooks = {
+        "request": [lambda request: sent.append((time.monotonic(), request.headers["x-stainless-retry-count"]))],
+        "response": [keep],
+    }
+    with openai.DefaultHttpxClient(event_hooks=hooks) as transport:
+        # The SDK's own number of retries.
+        settings = {"base_url": Server.small_base_url, "api_key": "unused", "http_client": transport}
+        patient = openai.OpenAI(**settings)
+        repeated = ("embedserve_http_retries_seen_total", 'route="/v1/embeddings"')
+        before = metric(Server.small_base_url, *repeated)
+        with occupied():
+            answer = patient.embeddings.create(model=Server.model, input=["x"] * Server.small_queue_rows)
+    expect(len(answer.data) == Server.small_queue_rows, f"{len(answer.data)} vectors")
+    expect({bits(row.embedding) for row in answer.data} == {bits(vectors(input="x")[0])}, "vectors differ")
+    statuses = [response.status_code for _, response in got]
+    expect(len(got) > 1 and statuses == [503] * (len(got) - 1) + [200], f"statuses {statuses}")
+    counts = [count for _, count in sent]
+    expect(counts == [str(number) for number in range(len(got))], f"x-stainless-retry-count {counts}")
+    for (refused_at, response), (repeated_at, _) in zip(got[:-1], sent[1:], strict=True):
+        after, milliseconds = response.headers["retry-after"], response.headers["retry-after-ms"]
+        expect(re.fullmatch("[1-9][0-9]?", after) is not None and int(after) <= 59, f"retry-after {after}")
+        expect(int(milliseconds) == int(after) * 1000, f"retry-after-ms {milliseconds} beside {after} s")
+        error = response.json()["error"]
+        expect(error["code"] == "server_is_overloaded", f"code {error['code']}")
+        expect(f"Please try again in {after}s." in error["message"], f"{after} s, but {error['message']}")
+        waited = repeated_at - refused_at
+        expect(waited > int(after) - 0.01, f"came back after {waited:.3f} s although {after} s were stated")
+    seen = metric(Server.small_base_url, *repeated) - before
+    expect(seen == len(got) - 1, f"the server counted {seen} repetitions of {len(got) - 1}")
+
+
 def asynchronous_calls_answer_alike() -> None:
     async def all_at_once() -> list[bytes]:
         settings = {"base_url": Server.base_url, "api_key": "unused", "max_retries": 0}
@@ -210,6 +250,7 @@ CHECKS = [
     wrong_keys_are_authentication_errors,
     base_url_may_lack_the_version,
     many_inputs_fit_one_request,
+    a_refusal_for_a_full_queue_is_repeated_after_the_stated_delay,
     asynchronous_calls_answer_alike,
 ]
 

@@ -3,7 +3,8 @@
 
     python3 tests/clients/run.py target/debug/embedserve [--model NAME_OR_FOLDER] [--only SUITE]
 
-Two servers are started on free ports of 127.0.0.1, one open and one with a key. Each client library lives in its own
+Three servers are started on free ports of 127.0.0.1: one open, one with a key, and one with a small queue, which is
+filled to see requests refused and repeated. Each client library lives in its own
 environment under target/clients, built from the exact pins beside this file. Every check prints a line that starts with
 "ok" or "FAIL"; the last line is "N passed, M failed", and the exit code is 1 when anything failed.
 """
@@ -35,6 +36,10 @@ READY_SECONDS = 900
 STOP_SECONDS = 60
 SUITE_SECONDS = 900
 
+SMALL_QUEUE_ROWS = 32
+# One row a batch and one thread, so that its queue stays filled long enough to be seen on any machine.
+SMALL = ["--queue-rows", str(SMALL_QUEUE_ROWS), "--max-batch-rows", "1", "--threads", "1", "--device", "cpu"]
+
 # The name under which tiktoken looks for its file: the SHA-1 of the address it would otherwise load it from.
 TIKTOKEN_ADDRESS = "https://openaipublic.blob.core.windows.net/encodings/cl100k_base.tiktoken"
 
@@ -54,7 +59,10 @@ SUITES = [
     Suite("langchain", "langchain_python.py", "requirements-current.txt"),
     Suite("langchain-1x", "langchain_python.py", "requirements-1x.txt"),
     Suite("litellm", "litellm_python.py", "requirements-litellm.txt"),
+    Suite("haystack", "haystack_python.py", "requirements-haystack.txt"),
     Suite("node", "openai_node.mjs", None),
+    Suite("langchain-js", "langchain_node.mjs", None),
+    Suite("ai-sdk", "ai_sdk.mjs", None),
 ]
 
 
@@ -102,11 +110,15 @@ class Server:
                 time.sleep(0.1)
         raise RuntimeError(f"the server was not ready within {READY_SECONDS} s\n{self.tail()}")
 
-    def stop(self) -> str | None:
+    def ask_to_stop(self) -> None:
+        self.ended_early = self.process.poll() is not None
+        if not self.ended_early:
+            self.process.send_signal(signal.SIGTERM)
+
+    def stopped(self) -> str | None:
         """None when it ended as it should."""
-        if self.process.poll() is not None:
+        if self.ended_early:
             return f"the server had already ended with {self.process.returncode}"
-        self.process.send_signal(signal.SIGTERM)
         try:
             code = self.process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
@@ -129,7 +141,7 @@ def main() -> int:
     suites = [suite for suite in SUITES if arguments.only is None or suite.name in arguments.only]
     WORK.mkdir(parents=True, exist_ok=True)
     programs = {suite.name: prepare(suite) for suite in suites}
-    tiktoken_cache = place_tiktoken_file() if any("langchain" in suite.name for suite in suites) else None
+    tiktoken_cache = place_tiktoken_file() if any(suite.script == "langchain_python.py" for suite in suites) else None
 
     tally = Tally()
     key = "check-" + os.urandom(16).hex()
@@ -137,14 +149,18 @@ def main() -> int:
     binary = arguments.binary.resolve(strict=True)
     servers = {"open": Server(binary, chosen, "open")}
     try:
-        # The second starts when the first has the weights, so that they are fetched once.
+        # The others start when the first has the weights, so that they are fetched once.
         servers["open"].wait_until_ready()
         servers["keyed"] = Server(binary, [*chosen, "--api-key", key], "keyed")
+        servers["small"] = Server(binary, [*chosen, *SMALL, "--allow-empty-input"], "small")
         servers["keyed"].wait_until_ready()
+        servers["small"].wait_until_ready()
         environment = {
             **os.environ,
             "CHECK_BASE_URL": servers["open"].base_url,
             "CHECK_KEYED_BASE_URL": servers["keyed"].base_url,
+            "CHECK_SMALL_BASE_URL": servers["small"].base_url,
+            "CHECK_SMALL_QUEUE_ROWS": str(SMALL_QUEUE_ROWS),
             "CHECK_KEY": key,
             "CHECK_MODEL": first_model(servers["open"].base_url),
             # The checks speak to this machine only.
@@ -158,8 +174,11 @@ def main() -> int:
     except (RuntimeError, OSError) as error:
         tally.check("servers start and answer", str(error))
     finally:
+        # All first, so that they drain at the same time.
+        for server in servers.values():
+            server.ask_to_stop()
         for name, server in servers.items():
-            tally.check(f"the {name} server ends cleanly on SIGTERM", server.stop())
+            tally.check(f"the {name} server ends cleanly on SIGTERM", server.stopped())
     if tally.failed:
         for name, server in servers.items():
             print(f"--- last lines of the {name} server's log\n{server.tail()}", file=sys.stderr)
