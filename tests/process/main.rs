@@ -10,6 +10,7 @@
 mod command_line;
 mod downloads;
 mod lifecycle;
+mod memory;
 mod secrets;
 mod server;
 
