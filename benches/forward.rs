@@ -5,7 +5,7 @@
 //! candle-transformers gets both of its uses: rows sorted by length and padded in batches of 32, and one row at a
 //! time without padding. Rates count real tokens. Each line is one JSON object.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use candle_core::{DType, Device, Tensor};
@@ -19,6 +19,7 @@ use embedserve::config::{self, Environment};
 use embedserve::kernel::Isa;
 use embedserve::observe::progress::LoadProgress;
 use embedserve::threads::{self, Threads};
+use embedserve::tokenize::load::{ids, load};
 use embedserve::weights::Weights;
 use embedserve::{catalog, source};
 use serde_json::json;
@@ -26,6 +27,8 @@ use serde_json::json;
 use crate::support::{in_turn, median, mixed256, peak_flops, uniform};
 
 const ROUNDS: usize = 5;
+/// Names a file of texts, `{"texts": [..]}`, instead of the built-in workloads.
+const WORKLOAD: &str = "EMBEDSERVE_BENCH_WORKLOAD";
 /// Tokens of one of our batches, as the server's default.
 const BATCH_TOKENS: usize = 2048;
 /// Rows of one padded batch.
@@ -43,6 +46,8 @@ pub fn run() {
     let config: Config = serde_json::from_str(&text).expect("config.json");
     let candle = BertModel::load(builder, &config).expect("candle's model");
 
+    // A driver that calls us in each of its rounds needs one of ours.
+    let rounds = if std::env::var_os(WORKLOAD).is_some() { 1 } else { ROUNDS };
     let n_threads = threads::available();
     let pool = Threads::new(n_threads).expect("threads");
     let peak = peak_flops(n_threads);
@@ -51,15 +56,13 @@ pub fn run() {
     let attention = 4 * spec.n_layers * spec.hidden_size;
     println!("{}", json!({"threads": n_threads, "peak_gflops": (peak / 1e9).round(), "isa": Isa::detect().name()}));
 
-    for (name, rows) in
-        [("mixed256", mixed256()), ("32x128", uniform(32, 128)), ("1x16", uniform(1, 16)), ("1x128", uniform(1, 128))]
-    {
+    for (name, rows) in workloads(&folder) {
         let tokens: usize = rows.iter().map(Vec::len).sum();
         let flops: f64 = rows.iter().map(|row| (row.len() * (linear + attention * row.len())) as f64).sum();
         let mut ours = || packed(loaded.encoder.as_mut(), &pool, &rows);
         let mut padded = || padded(&candle, &rows);
         let mut single = || rows.iter().for_each(|row| candle_batch(&candle, &[row]));
-        let times = in_turn(ROUNDS, &mut [&mut ours, &mut padded, &mut single]);
+        let times = in_turn(rounds, &mut [&mut ours, &mut padded, &mut single]);
         let medians: Vec<f64> = times.iter().map(|times| median(times).as_secs_f64()).collect();
         for (engine, seconds) in ["embedserve", "candle padded", "candle unpadded"].into_iter().zip(&medians) {
             let figures = json!({
@@ -72,6 +75,20 @@ pub fn run() {
             println!("{figures}");
         }
     }
+}
+
+/// The design's workloads, or the texts of a file that a driver compares several programs on.
+fn workloads(folder: &Path) -> Vec<(&'static str, Vec<Vec<u32>>)> {
+    let Some(path) = std::env::var_os(WORKLOAD) else {
+        let uniform = [("32x128", uniform(32, 128)), ("1x16", uniform(1, 16)), ("1x128", uniform(1, 128))];
+        return std::iter::once(("mixed256", mixed256())).chain(uniform).collect();
+    };
+    let text = std::fs::read_to_string(path).expect("workload");
+    let value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let (tokenizer, _) = load(&folder.join("tokenizer.json"), usize::MAX).expect("tokenizer");
+    let texts = value["texts"].as_array().expect("texts").iter();
+    let rows = texts.map(|text| ids(&tokenizer, text.as_str().expect("a text"), true).expect("ids")).collect();
+    vec![("given", rows)]
 }
 
 fn folder() -> PathBuf {

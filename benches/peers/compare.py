@@ -2,7 +2,8 @@
 """Times embedserve beside its peers on `mixed256` with real all-MiniLM-L6-v2 weights, in one run on one machine.
 
     python benches/peers/compare.py --binary target/release/embedserve --model FOLDER --output figures.json
-    ... --forward "target/release/deps/forward-HASH --bench"      merges another program's figures into each round
+    ... --forward "env EMBEDSERVE_BENCH_WORKLOAD={workload} target/release/deps/compute-HASH forward"
+                     merges the figures of the forward bench, candle-transformers among them, into each round
 
 Every figure is real tokens per second, never padding; the medians of interleaved rounds; beside each the ratio to
 embedserve round by round, the largest error and the smallest cosine to sentence-transformers in float32, one text per
@@ -155,7 +156,7 @@ def forward(arguments: argparse.Namespace, workload_file: Path) -> dict[str, flo
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     if not lines:
         raise RuntimeError("the forward program printed no figures")
-    return {line["engine"]: float(line["tokens_per_s"]) for line in lines}
+    return {line["engine"]: float(line["tokens_per_s"]) for line in lines if "engine" in line}
 
 
 def summary(figures: dict[str, object]) -> dict[str, dict[str, float]]:
