@@ -35,6 +35,14 @@ pub struct ModelSpec {
     pub max_tokens: Option<usize>,
     /// Whether shorter vectors (`dimensions`) are meaningful.
     pub matryoshka: Option<bool>,
+    /// The lengths that the model was trained to be cut to; for listings.
+    pub matryoshka_dimensions: Vec<usize>,
+    /// Prompts by name (`query`, `passage`, ...): they replace those of the same name in the model's own files.
+    pub prompts: Vec<(String, String)>,
+    /// The prompt of requests that choose none.
+    pub default_prompt_name: Option<String>,
+    /// Whether pooling sees the prompt's tokens; default: the model's own files.
+    pub include_prompt: Option<bool>,
     /// Operator's truncation for this model; the outer `None` = not set here.
     pub truncate: Option<Option<Side>>,
     pub token_arrays: Option<TokenArrays>,
@@ -156,6 +164,10 @@ fn outside_catalogue(id: String) -> ModelSpec {
         normalize: None,
         max_tokens: None,
         matryoshka: None,
+        matryoshka_dimensions: Vec::new(),
+        prompts: Vec::new(),
+        default_prompt_name: None,
+        include_prompt: None,
         truncate: None,
         token_arrays: None,
         dimensions: None,
