@@ -83,16 +83,12 @@ impl<'t> Reader<'t> {
 
     /// The entries of an array of tables.
     fn tables<'v>(&mut self, table: &'v DeTable<'t>, name: &str) -> &'v [Value<'t>] {
-        match table.get(name) {
-            None => &[],
-            Some(value) => value.get_ref().as_array().map_or_else(
-                || {
-                    self.problem(value.span().start, format!("write each {name} as [[{name}]]"));
-                    &[][..]
-                },
-                |entries| entries,
-            ),
-        }
+        let Some(value) = table.get(name) else { return &[] };
+        let Some(entries) = value.get_ref().as_array() else {
+            self.problem(value.span().start, format!("write each {name} as [[{name}]]"));
+            return &[];
+        };
+        entries
     }
 
     fn model(&mut self, value: &Value<'t>) -> Option<ModelSpec> {

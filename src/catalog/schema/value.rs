@@ -54,12 +54,10 @@ impl<'t> Reader<'t> {
 
     /// Any finite number.
     pub(super) fn number(&mut self, value: &Value<'t>) -> Option<f64> {
-        let number = match value.get_ref() {
-            DeValue::Float(digits) => digits.as_str().parse().ok(),
-            DeValue::Integer(digits) if digits.radix() == 10 => digits.as_str().parse().ok(),
-            _ => None,
-        };
-        let number = number.filter(|number: &f64| number.is_finite());
+        let value_ref = value.get_ref();
+        let whole = value_ref.as_integer().filter(|digits| digits.radix() == 10).map(|digits| digits.as_str());
+        let digits = value_ref.as_float().map(|digits| digits.as_str()).or(whole);
+        let number = digits.and_then(|digits| digits.parse().ok()).filter(|number: &f64| number.is_finite());
         if number.is_none() {
             self.wrong_type(value, "a number");
         }
