@@ -344,7 +344,9 @@ fn the_builtin_references_are_the_published_numbers() {
     let length = vector.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt();
     assert!((length - 1.0).abs() < 1e-6, "{length}");
     let m3 = references("BAAI/bge-m3");
-    assert!(matches!(&m3[0].expected, Expected::Leading(values) if values.len() == 55 && values.starts_with(&[-0.039_841_995]));
+    assert!(
+        matches!(&m3[0].expected, Expected::Leading(values) if values.len() == 55 && values.starts_with(&[-0.039_841_995]))
+    );
     assert_eq!(m3[1].expected, Expected::Dot { other: "Metallica".to_owned(), value: 0.607_057_775_785_859_5 });
     let multilingual = &references("sentence-transformers/paraphrase-multilingual-mpnet-base-v2")[0];
     assert_eq!(

@@ -5,7 +5,7 @@ use std::ops::Range;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use toml::Spanned;
-use toml::de::{DeString, DeTable, DeValue};
+use toml::de::{DeFloat, DeInteger, DeString, DeTable};
 
 use crate::catalog::Problem;
 use crate::catalog::id::{IdError, RelPath, Sha256, printable};
@@ -55,8 +55,8 @@ impl<'t> Reader<'t> {
     /// Any finite number.
     pub(super) fn number(&mut self, value: &Value<'t>) -> Option<f64> {
         let value_ref = value.get_ref();
-        let whole = value_ref.as_integer().filter(|digits| digits.radix() == 10).map(|digits| digits.as_str());
-        let digits = value_ref.as_float().map(|digits| digits.as_str()).or(whole);
+        let whole = value_ref.as_integer().filter(|digits| digits.radix() == 10).map(DeInteger::as_str);
+        let digits = value_ref.as_float().map(DeFloat::as_str).or(whole);
         let number = digits.and_then(|digits| digits.parse().ok()).filter(|number: &f64| number.is_finite());
         if number.is_none() {
             self.wrong_type(value, "a number");
