@@ -1,0 +1,1 @@
+//! Which field wins, and what a role means.
