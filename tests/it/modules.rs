@@ -22,9 +22,10 @@ fn write(folder: &Path, name: &str, bytes: &[u8]) {
 fn tensors(tensors: &[(&str, &[usize], &[f32])]) -> Vec<u8> {
     let bytes: Vec<Vec<u8>> =
         tensors.iter().map(|(_, _, values)| values.iter().flat_map(|x| x.to_le_bytes()).collect()).collect();
-    let views = tensors.iter().zip(&bytes).map(|((name, shape, _), bytes)| {
-        (*name, TensorView::new(Dtype::F32, shape.to_vec(), bytes).unwrap())
-    });
+    let views = tensors
+        .iter()
+        .zip(&bytes)
+        .map(|((name, shape, _), bytes)| (*name, TensorView::new(Dtype::F32, shape.to_vec(), bytes).unwrap()));
     serialize(views, None).unwrap()
 }
 
@@ -88,7 +89,7 @@ impl Chain {
     }
 
     fn through_norm(&self, x: &[f64]) -> Vec<f64> {
-        embedserve::kernel::reference::layer_norm(x, &self.norm.0, &self.norm.1, 1e-5)
+        embedserve::kernel::reference::layer_norm(x, &self.norm.0, Some(&self.norm.1), 1e-5)
     }
 }
 
@@ -131,8 +132,7 @@ async fn modules_compute_in_the_order_listed() {
 async fn several_pooling_modes_are_put_end_to_end() {
     let one = async |mode: &str| Chain::new(&json!({"pooling_mode": mode}), &[]).vector().await;
     let (cls, max, mean) = (one("cls").await, one("max").await, one("mean").await);
-    let (root, weighted, last) =
-        (one("mean_sqrt_len_tokens").await, one("weightedmean").await, one("lasttoken").await);
+    let (root, weighted, last) = (one("mean_sqrt_len_tokens").await, one("weightedmean").await, one("lasttoken").await);
     let listed = Chain::new(&json!({"pooling_mode": ["mean", "cls"]}), &[]).vector().await;
     assert_eq!(listed, [mean.clone(), cls.clone()].concat());
     // The older switches have an order of their own.

@@ -25,7 +25,8 @@ fn write(folder: &Path, name: &str, value: &Value) {
 /// A model with prompts, and a pooling configuration.
 fn with_prompts(model: &TinyModel, pooling: &Value) -> tempfile::TempDir {
     let folder = model.write();
-    let config = json!({"prompts": {"query": "the quick ", "document": "", "passage": null}, "default_prompt_name": "query"});
+    let config =
+        json!({"prompts": {"query": "the quick ", "document": "", "passage": null}, "default_prompt_name": "query"});
     write(folder.path(), "config_sentence_transformers.json", &config);
     write(folder.path(), "1_Pooling/config.json", pooling);
     folder

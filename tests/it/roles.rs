@@ -10,7 +10,8 @@ use crate::support::tiny_model::TinyModel;
 /// M with a query, a passage and another prompt; F without any.
 fn prompts(setup: &mut Setup) {
     let prompt = |name: &str, text: &str| (name.to_owned(), text.to_owned());
-    setup.models[0].spec.prompts = vec![prompt("query", "quick "), prompt("passage", "lazy "), prompt("other", "tiny ")];
+    setup.models[0].spec.prompts =
+        vec![prompt("query", "quick "), prompt("passage", "lazy "), prompt("other", "tiny ")];
     setup.aliases.push(("short".to_owned(), M.to_owned()));
 }
 
@@ -105,7 +106,9 @@ async fn the_name_of_the_model_can_carry_the_role() {
     ] {
         assert_eq!(read(&app.embed(body("short@query", &fields)).await), query, "{fields}");
     }
-    for (field, value) in [("input_type", "passage"), ("task", "separation"), ("prompt_name", "other"), ("prompt", "x ")] {
+    for (field, value) in
+        [("input_type", "passage"), ("task", "separation"), ("prompt_name", "other"), ("prompt", "x ")]
+    {
         let answer = app.embed(body("short@query", &json!({field: value}))).await;
         let message = answer.refusal(400, Some("invalid_value"), Some(field));
         assert!(message.ends_with("It contradicts the role 'query' in the name of the model."), "{message}");

@@ -36,10 +36,10 @@ impl OwnPrompts {
             None | Some(Value::Null) => Vec::new(),
             Some(Value::Object(prompts)) => prompts
                 .iter()
-                .map(|(name, text)| match text {
-                    Value::Null => Ok((name.clone(), String::new())),
-                    Value::String(text) => Ok((name.clone(), text.clone())),
-                    _ => Err(format("prompts holds something that is no text")),
+                .map(|(name, text)| {
+                    let text = if text.is_null() { Some("") } else { text.as_str() };
+                    let text = text.ok_or_else(|| format("prompts holds something that is no text"))?;
+                    Ok((name.clone(), text.to_owned()))
                 })
                 .collect::<Result<_, _>>()?,
             Some(_) => return Err(format("prompts is no object")),

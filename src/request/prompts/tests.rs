@@ -24,10 +24,8 @@ fn limits(prompts: &[(&str, &str)], default: &str) -> RequestLimits {
 
 /// The prompt that these fields choose, or `field: allowed` of the refusal.
 fn chosen(fields: &[(&str, &str)], limits: &RequestLimits) -> Result<String, String> {
-    let mut raw = RawRequest {
-        inputs: RawInputs::Texts { single: true, texts: vec!["a".to_owned()] },
-        ..RawRequest::default()
-    };
+    let mut raw =
+        RawRequest { inputs: RawInputs::Texts { single: true, texts: vec!["a".to_owned()] }, ..RawRequest::default() };
     for (field, value) in fields {
         let text = Some((*value).to_owned());
         match *field {
