@@ -29,6 +29,9 @@ fn tensors(tensors: &[(&str, &[usize], &[f32])]) -> Vec<u8> {
     serialize(views, None).unwrap()
 }
 
+/// What a chain makes of the pooled vector.
+type Expected = fn(&Chain, &[f64]) -> Vec<f64>;
+
 /// A tiny model whose chain goes on with these modules, each in the folder of its type's name.
 struct Chain {
     folder: tempfile::TempDir,
@@ -107,7 +110,6 @@ fn distance(a: &[f64], b: &[f64]) -> f64 {
 async fn modules_compute_in_the_order_listed() {
     let mean = json!({"pooling_mode": "mean"});
     let plain = Chain::new(&mean, &[]).vector().await;
-    type Expected = fn(&Chain, &[f64]) -> Vec<f64>;
     let cases: [(&[&str], Expected); 8] = [
         (&["Dropout"], |_, x| x.to_vec()),
         (&["Normalize"], |_, x| normalized(x)),

@@ -18,6 +18,9 @@ use crate::support::device::soon;
 use crate::support::served::{batches, embed, embed_raw, requests, shared, spec, try_load};
 use crate::support::tiny_model::{TinyModel, vocabulary};
 
+/// What the catalogue and the operator say about a model.
+type Change = Box<dyn FnOnce(&mut ModelSpec, &mut RequestConfig)>;
+
 fn write(folder: &Path, name: &str, value: &Value) {
     std::fs::write(folder.join(name), value.to_string()).unwrap();
 }
@@ -79,7 +82,6 @@ async fn the_catalogue_and_the_operator_overrule_the_models_own_prompts() {
     let plain = try_load(TinyModel::default().write().path()).unwrap().served;
     let prompts = || vec![("query".to_owned(), "lazy ".to_owned()), ("extra".to_owned(), "tiny ".to_owned())];
     let name = |name: &str| Some(DefaultPrompt::Name(name.to_owned()));
-    type Change = Box<dyn FnOnce(&mut ModelSpec, &mut RequestConfig)>;
     let cases: [(Change, &str); 6] = [
         (Box::new(move |spec, _| spec.prompts = prompts()), "lazy dog"),
         (
@@ -189,12 +191,11 @@ async fn a_row_of_which_nothing_is_left_gives_what_the_reference_gives() {
     ] {
         let folder = with_prompts(&model, &json!({"pooling_mode": mode, "include_prompt": false}));
         let served = try_load(folder.path()).unwrap().served;
-        match expected {
-            Some(expected) => assert_eq!(rows(&served, &["n"], prompt()).await, [(expected, 3)], "{mode}"),
-            None => {
-                let error = embed_raw(&served, &["n"], prompt()).await.unwrap_err().to_string();
-                assert_eq!(error, "row failed at input[0]: the vector is not finite");
-            }
+        if let Some(expected) = expected {
+            assert_eq!(rows(&served, &["n"], prompt()).await, [(expected, 3)], "{mode}");
+        } else {
+            let error = embed_raw(&served, &["n"], prompt()).await.unwrap_err().to_string();
+            assert_eq!(error, "row failed at input[0]: the vector is not finite");
         }
     }
 }

@@ -7,6 +7,9 @@ use serde_json::{Value, json};
 use crate::support::app::{Answer, DIMENSIONS, F, Kind, M, Setup, TestApp};
 use crate::support::tiny_model::TinyModel;
 
+/// What the operator and the catalogue say.
+type Change = fn(&mut Setup, &mut ModelSpec);
+
 /// M with a query, a passage and another prompt; F without any.
 fn prompts(setup: &mut Setup) {
     let prompt = |name: &str, text: &str| (name.to_owned(), text.to_owned());
@@ -218,7 +221,6 @@ async fn arrays_of_the_models_own_ids_get_no_prompt() {
 #[tokio::test]
 async fn shorter_vectors_need_a_model_that_declares_them() {
     let tiny = || Kind::Tiny(TinyModel { hidden: DIMENSIONS, ..TinyModel::default() });
-    type Change = fn(&mut Setup, &mut ModelSpec);
     let cases: [(Change, bool); 6] = [
         (|_, _| {}, false),
         (|_, spec| spec.matryoshka = Some(true), true),
