@@ -8,10 +8,13 @@ pub struct Reference {
     pub text: String,
     /// What is put before the text; `None` = what the model does when nothing is asked for.
     pub prompt: Option<ReferencePrompt>,
+    /// The length the vector was cut to, when it was.
+    pub dimensions: Option<usize>,
     pub expected: Expected,
     /// What the text counts, special tokens included.
     pub tokens: Option<usize>,
-    /// Whether what was published had been scaled to unit length. `None` = nobody said: either may fit.
+    /// Whether what was published had length 1: ours must then have it by itself. `None` = nobody said: ours may also fit
+    /// after scaling.
     pub normalized: Option<bool>,
     /// Largest accepted difference of one value, per unit of the vector's largest magnitude (at least 1).
     pub tolerance: f32,
@@ -41,13 +44,6 @@ pub enum Expected {
     Dot { other: String, value: f64 },
     /// The cosine with the vector of another text.
     Cosine { other: String, value: f64 },
-}
-
-impl Reference {
-    /// The smallest accepted cosine between what was published and what the model gives.
-    pub fn min_cosine(&self) -> f64 {
-        1.0 - f64::from(self.tolerance)
-    }
 }
 
 /// What float32 arithmetic in another order explains: the bar of references that say nothing else.

@@ -21,6 +21,7 @@ struct Fields {
     cosine: Option<f64>,
     other: Option<String>,
     tokens: Option<usize>,
+    dimensions: Option<usize>,
     normalized: Option<bool>,
     tolerance: Option<f64>,
     tolerance_reason: Option<String>,
@@ -57,6 +58,7 @@ impl<'t> Reader<'t> {
             prompt,
             expected,
             tokens: fields.tokens,
+            dimensions: fields.dimensions,
             normalized: fields.normalized,
             tolerance,
             tolerance_reason: fields.tolerance_reason,
@@ -78,6 +80,7 @@ impl<'t> Reader<'t> {
                 "cosine" => fields.cosine = self.number(value),
                 "other" => fields.other = self.string(value),
                 "tokens" => fields.tokens = self.positive(value),
+                "dimensions" => fields.dimensions = self.positive(value),
                 "normalized" => fields.normalized = self.boolean(value),
                 "tolerance" => fields.tolerance = self.tolerance(value),
                 "tolerance_reason" => fields.tolerance_reason = self.string(value),
@@ -117,5 +120,5 @@ impl<'t> Reader<'t> {
     }
 }
 
-const KEYS: &str = "model, text, prompt, prompt_name, vector, leading, dot, cosine, other, tokens, normalized, \
-                    tolerance, tolerance_reason, published";
+const KEYS: &str = "model, text, prompt, prompt_name, vector, leading, dot, cosine, other, tokens, dimensions, \
+                    normalized, tolerance, tolerance_reason, published";
