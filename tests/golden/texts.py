@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 SHORT = [
     "hello world",
     "Hello World",
@@ -38,6 +40,60 @@ LONG = [
 
 # Around a limit of 16 and of 64 positions: one below, exactly, one above, specials included.
 EDGES = ["the " * count for count in (13, 14, 15, 61, 62, 63, 125, 126, 127)]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One text to embed. A long one is stored as a phrase and how often it is repeated."""
+
+    text: str
+    times: int = 1
+    prompt_name: str | None = None
+    prompt: str | None = None
+    dimensions: int | None = None
+
+    def whole(self) -> str:
+        return self.text * self.times
+
+    def stored(self) -> dict[str, object]:
+        """The fields of the JSON that say what was asked for."""
+        described: dict[str, object] = {
+            "text": self.text if self.times == 1 else {"repeat": self.text, "times": self.times}
+        }
+        for name in ("prompt_name", "prompt", "dimensions"):
+            if getattr(self, name) is not None:
+                described[name] = getattr(self, name)
+        return described
+
+
+# Special tokens of any family, typed by a user: they become the token itself, also padding, as with the reference.
+TYPED = [
+    "typed <s> and </s> and <pad> and <mask> and <unk>",
+    "<pad>",
+    "<pad> <pad> padding first, then<pad>in the middle <pad>",
+    "a   <mask>   b",
+    "</s></s>",
+    "[CLS] [SEP] [PAD] [MASK] [UNK]",
+]
+
+
+def for_limit(limit: int, frame: int = 2) -> list[Item]:
+    """Short texts, typed specials, and texts around and far beyond a limit of tokens, `frame` specials included."""
+    edges = [" ".join(["the"] * (limit - frame + difference)) for difference in (-1, 0, 1)]
+    phrase = "the river by the mountain was green and the stone was white, "
+    beyond = [phrase * (limit // 12 + 2), "hello world " * limit, "x?" * limit]
+    return [Item(text) for text in [*SHORT, *TYPED, *edges, *beyond]]
+
+
+def with_prompts(prompts: dict[str, str], plain: list[Item]) -> list[Item]:
+    """Some of the texts again under each named prompt, and under a prompt that no file names."""
+    chosen = [plain[index].text for index in (0, 2, 6, 10, 20)] + ["ry documents", max(plain, key=_length).text]
+    named = [Item(text, prompt_name=name) for name in prompts for text in chosen]
+    return [*named, *(Item(text, prompt="Represent this one: ") for text in chosen[:3]), Item(chosen[0], prompt="")]
+
+
+def _length(item: Item) -> int:
+    return len(item.text)
 
 
 def all_texts() -> list[str]:

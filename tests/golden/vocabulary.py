@@ -8,10 +8,40 @@ exercises whole words, pieces, single characters and unknown characters.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
-SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+@dataclass(frozen=True)
+class Specials:
+    """Which entries frame a text, and which are recognised when a user types them. `first` opens the vocabulary."""
+
+    first: tuple[str, ...]
+    start: str
+    end: str
+    unknown: str
+    mask: str
+    typed: tuple[str, ...]
+
+
+BERT = Specials(
+    ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
+    start="[CLS]",
+    end="[SEP]",
+    unknown="[UNK]",
+    mask="[MASK]",
+    typed=("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
+)
+# The pieces are BERT's, the frame is RoBERTa's, and both kinds of unknown token exist.
+MPNET = Specials(
+    ("<s>", "<pad>", "</s>", "<unk>"),
+    start="<s>",
+    end="</s>",
+    unknown="[UNK]",
+    mask="<mask>",
+    typed=("<s>", "<pad>", "</s>", "<unk>", "[UNK]", "<mask>"),
+)
 
 LATIN = "ßæøåñçéèêëíîïóôöúûüýþðÆØÅÉÖÜ"
 GREEK = "αβγδεζηθικλμνξοπρσςτυφχψω"
@@ -31,39 +61,27 @@ science computer network program function return value error file system user ke
 ENDINGS = "##s ##ed ##ing ##er ##est ##ly ##ness ##tion ##able ##al ##ment ##ful ##less ##ity ##ize ##ous ##en".split()
 
 
-def entries(extra_scripts: bool) -> list[str]:
+def entries(extra_scripts: bool, specials: Specials = BERT) -> list[str]:
     """Every entry in id order. Without the other scripts the list is short, for models whose matrices are wide."""
     printable = [chr(code) for code in range(33, 127)]
-    result = [*SPECIALS, *printable, *("##" + character for character in printable)]
+    result = [*specials.first, *printable, *("##" + character for character in printable)]
     if extra_scripts:
         foreign = LATIN + GREEK + CYRILLIC
         result += [*foreign, *("##" + character for character in foreign), *CJK, *SYMBOLS]
     # Some words and endings are single letters that the printable characters already brought.
-    return list(dict.fromkeys([*result, *WORDS, *ENDINGS]))
+    return list(dict.fromkeys([*result, *WORDS, *ENDINGS, specials.unknown, specials.mask]))
 
 
-def tokenizer(tokens: list[str], *, lowercase: bool) -> Tokenizer:
-    """BERT's own pipeline over these entries: normaliser, splitter, WordPiece, `[CLS] text [SEP]`."""
-    specials = [
-        {
-            "id": tokens.index(name),
-            "content": name,
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": False,
-            "special": True,
-        }
-        for name in SPECIALS
-    ]
-    frame = [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
-    end = {"SpecialToken": {"id": "[SEP]", "type_id": 0}}
-    second = [{"Sequence": {"id": "B", "type_id": 1}}, {"SpecialToken": {"id": "[SEP]", "type_id": 1}}]
+def tokenizer(tokens: list[str], specials: Specials, *, lowercase: bool) -> Tokenizer:
+    """BERT's own pipeline over these entries: normaliser, splitter, WordPiece, and the frame around a text."""
     described = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": specials,
+        # A mask of RoBERTa's kind takes the spaces before it along.
+        "added_tokens": [
+            added_token(tokens.index(name), name, lstrip=name == "<mask>") for name in sorted(specials.typed, key=tokens.index)
+        ],
         "normalizer": {
             "type": "BertNormalizer",
             "clean_text": True,
@@ -72,21 +90,41 @@ def tokenizer(tokens: list[str], *, lowercase: bool) -> Tokenizer:
             "lowercase": lowercase,
         },
         "pre_tokenizer": {"type": "BertPreTokenizer"},
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": [*frame, end],
-            "pair": [*frame, end, *second],
-            "special_tokens": {
-                name: {"id": name, "ids": [tokens.index(name)], "tokens": [name]} for name in ("[CLS]", "[SEP]")
-            },
-        },
+        "post_processor": template(tokens, specials.start, specials.end),
         "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
         "model": {
             "type": "WordPiece",
-            "unk_token": "[UNK]",
+            "unk_token": specials.unknown,
             "continuing_subword_prefix": "##",
             "max_input_chars_per_word": 100,
             "vocab": {token: index for index, token in enumerate(tokens)},
         },
     }
     return Tokenizer.from_str(json.dumps(described))
+
+
+def added_token(index: int, content: str, *, lstrip: bool = False) -> dict[str, object]:
+    return {
+        "id": index,
+        "content": content,
+        "single_word": False,
+        "lstrip": lstrip,
+        "rstrip": False,
+        "normalized": False,
+        "special": True,
+    }
+
+
+def template(tokens: list[str], start: str | None, end: str) -> dict[str, object]:
+    """`start text end`, or only `text end`; for pairs as BERT has it, which nobody here uses."""
+    frame = [{"SpecialToken": {"id": start, "type_id": 0}}] if start else []
+    frame += [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": end, "type_id": 0}}]
+    second = [{"Sequence": {"id": "B", "type_id": 1}}, {"SpecialToken": {"id": end, "type_id": 1}}]
+    return {
+        "type": "TemplateProcessing",
+        "single": frame,
+        "pair": [*frame, *second],
+        "special_tokens": {
+            name: {"id": name, "ids": [tokens.index(name)], "tokens": [name]} for name in (start, end) if name
+        },
+    }

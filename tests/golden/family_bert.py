@@ -1,0 +1,151 @@
+"""BERT: the plain architecture, in every storage type, pooling and layout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from transformers import BertConfig, BertModel
+
+import mistakes
+import texts
+import vocabulary
+from family import Family, Mistake, random_tensors
+from modules import Dense
+
+
+@dataclass(frozen=True)
+class Bert(Family):
+    activation: str = "gelu"
+    lowercase: bool = True
+    extra_scripts: bool = True
+    pretraining_names: bool = False
+    pooler: bool = True
+
+    def tokenizer(self) -> Tokenizer:
+        return vocabulary.tokenizer(vocabulary.entries(self.extra_scripts), vocabulary.BERT, lowercase=self.lowercase)
+
+    def tokenizer_config(self) -> dict[str, object]:
+        described = {
+            "cls_token": "[CLS]",
+            "do_lower_case": self.lowercase,
+            "mask_token": "[MASK]",
+            "model_max_length": self.tokenizer_limit(),
+            "pad_token": "[PAD]",
+            "sep_token": "[SEP]",
+            "strip_accents": None,
+            "tokenize_chinese_chars": True,
+            "tokenizer_class": "BertTokenizer",
+            "unk_token": "[UNK]",
+        }
+        return described | ({"backend": "tokenizers"} if self.layout == "current" else {})
+
+    def model(self, vocab_size: int) -> torch.nn.Module:
+        config = BertConfig(
+            vocab_size=vocab_size,
+            hidden_size=self.hidden,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            intermediate_size=self.intermediate,
+            hidden_act=self.activation,
+            max_position_embeddings=self.positions,
+        )
+        return BertModel(config, add_pooling_layer=self.pooler)
+
+    def draw(self, name: str, values: np.ndarray) -> np.ndarray:
+        return draw(name, values)
+
+    def stored(self, model: torch.nn.Module) -> dict[str, torch.Tensor] | None:
+        """With pretraining names: `bert.` in front, gamma and beta, positions, training heads, as the oldest files."""
+        if not self.pretraining_names:
+            return None
+        renamed = {}
+        for name, tensor in model.state_dict().items():
+            old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+            renamed["bert." + old] = tensor.contiguous()
+        config = model.config
+        renamed["bert.embeddings.position_ids"] = torch.arange(config.max_position_embeddings).unsqueeze(0)
+        return renamed | random_tensors(
+            {
+                "cls.predictions.bias": (config.vocab_size,),
+                "cls.predictions.transform.dense.weight": (config.hidden_size, config.hidden_size),
+                "cls.predictions.transform.dense.bias": (config.hidden_size,),
+                "cls.predictions.transform.LayerNorm.gamma": (config.hidden_size,),
+                "cls.predictions.transform.LayerNorm.beta": (config.hidden_size,),
+                "cls.seq_relationship.weight": (2, config.hidden_size),
+                "cls.seq_relationship.bias": (2,),
+            }
+        )
+
+    def edit_config(self, described: dict[str, object]) -> None:
+        if self.pretraining_names:
+            described["architectures"] = ["BertForPreTraining"]
+
+    def items(self) -> list[texts.Item]:
+        return [texts.Item(text) for text in texts.all_texts()]
+
+    def mistakes(self) -> dict[str, Mistake]:
+        return gelu_mistake(self.activation)
+
+
+def draw(name: str, values: np.ndarray) -> np.ndarray:
+    """For every encoder with BERT's names."""
+    if name.endswith("LayerNorm.weight"):
+        return 1.0 + 0.25 * values
+    if name.endswith("intermediate.dense.bias"):
+        # Most inputs of a trained activation are negative; there the two GELUs differ most against their size.
+        return -1.6 + 0.3 * values
+    if name.endswith("bias"):
+        return 0.3 * values
+    if "embeddings" in name:
+        return 0.5 * values
+    if name.endswith("intermediate.dense.weight"):
+        return values / np.sqrt(values.shape[1])
+    if name.endswith("output.dense.weight") and "attention" not in name:
+        # Larger, so that the activation outweighs the residual.
+        return values * 3.0 / np.sqrt(values.shape[1])
+    return values * 1.7 / np.sqrt(values.shape[1])
+
+
+def gelu_mistake(activation: str) -> dict[str, Mistake]:
+    """The other GELU, for encoders with BERT's names."""
+    if activation not in ("gelu", "gelu_new"):
+        return {}
+    name = "intermediate_act_fn"
+    other = mistakes.other_gelu(activation)
+    return {
+        "the other GELU": lambda model: mistakes.attribute(
+            [layer.intermediate for layer in mistakes.encoder(model).encoder.layer], name, other
+        )
+    }
+
+
+FAMILIES = [
+    Bert("bert-mean-normalize", 1001),
+    Bert("bert-cls-normalize", 1002, layout="classic", pooling="cls", lowercase=False),
+    Bert("bert-mean-raw", 1003, normalize=False, layers=3),
+    Bert("bert-prefixed", 1004, layout="classic", pretraining_names=True),
+    Bert("bert-gelu-new", 1005, activation="gelu_new"),
+    Bert("bert-relu", 1006, activation="relu", pooling="cls"),
+    Bert("bert-f16", 1007, storage=torch.float16),
+    Bert("bert-bf16", 1008, layout="classic", storage=torch.bfloat16),
+    Bert("bert-max-pooling", 1009, layout="classic", pooling="max", normalize=False),
+    Bert("bert-mean-sqrt-len", 1010, pooling="mean_sqrt_len_tokens", normalize=False),
+    Bert("bert-max-seq-smaller", 1011, layout="classic", max_tokens=16),
+    Bert("bert-model-max-length", 1012, max_tokens=16),
+    # Stored as f16, with few vocabulary entries, because its matrices are larger than all the others' together.
+    Bert(
+        "bert-wide",
+        1013,
+        hidden=96,
+        heads=3,
+        intermediate=200,
+        storage=torch.float16,
+        extra_scripts=False,
+        pooler=False,
+    ),
+    Bert("bert-dense", 1014, dense=(Dense(24),)),
+    Bert("bert-dense-classic", 1015, layout="classic", pooling="cls", dense=(Dense(40),), positions=128),
+]
