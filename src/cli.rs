@@ -228,6 +228,15 @@ pub struct RequestArgs {
     #[arg(long, visible_alias = "truncate", env = "EMBEDSERVE_AUTO_TRUNCATE", value_parser = FalseyValueParser::new(),
           action = ArgAction::SetTrue)]
     pub auto_truncate: bool,
+    /// Prompt, by its name, that goes before inputs of requests that choose none, where models.toml names none
+    #[arg(long, env = "EMBEDSERVE_DEFAULT_PROMPT_NAME", value_name = "NAME", conflicts_with = "default_prompt")]
+    pub default_prompt_name: Option<String>,
+    /// The same, as the text itself
+    #[arg(long, env = "EMBEDSERVE_DEFAULT_PROMPT", value_name = "TEXT")]
+    pub default_prompt: Option<String>,
+    /// Let `dimensions` cut the vectors of every model, also of those that were not trained for it
+    #[arg(long, env = "EMBEDSERVE_ALLOW_DIMENSIONS", value_parser = FalseyValueParser::new(), action = ArgAction::SetTrue)]
+    pub allow_dimensions: bool,
     /// Embed empty strings instead of refusing them
     #[arg(long, env = "EMBEDSERVE_ALLOW_EMPTY_INPUT", value_parser = FalseyValueParser::new(), action = ArgAction::SetTrue)]
     pub allow_empty_input: bool,

@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use crate::catalog::id::Revision;
 use crate::catalog::{self, CatalogError, ModelSpec, Names, SourceSpec};
-use crate::cli::{IsaArg, PoolingArg, ServeArgs, ServerArgs, TokenArraysArg};
+use crate::cli::{IsaArg, PoolingArg, RequestArgs, ServeArgs, ServerArgs, TokenArraysArg};
 use crate::config::environment::port;
 use crate::config::{
-    ApiKey, BatchConfig, Config, ConfigError, DEFAULT_MODEL, Environment, HttpConfig, LifecycleConfig, RequestConfig,
-    source,
+    ApiKey, BatchConfig, Config, ConfigError, DEFAULT_MODEL, DefaultPrompt, Environment, HttpConfig, LifecycleConfig,
+    RequestConfig, source,
 };
 use crate::kernel::Isa;
 use crate::observe::secret::Secret;
@@ -40,6 +40,9 @@ impl Config {
                 TokenArraysArg::Reject => TokenArrays::Reject,
             },
             truncate: args.requests.auto_truncate.then_some(Side::End),
+            default_prompt: default_prompt(&args.requests),
+            max_prompt_bytes: 4096,
+            allow_dimensions: args.requests.allow_dimensions,
             request_timeout: args.requests.request_timeout,
         };
         let batch = BatchConfig {
@@ -55,6 +58,11 @@ impl Config {
         let lifecycle = LifecycleConfig { drain_delay: args.server.drain_delay, drain_grace: args.server.drain_grace };
         Ok(Self { names, http, requests, batch, lifecycle, source: source(&args.source, environment)? })
     }
+}
+
+fn default_prompt(args: &RequestArgs) -> Option<DefaultPrompt> {
+    let name = args.default_prompt_name.clone().map(DefaultPrompt::Name);
+    name.or_else(|| args.default_prompt.clone().map(DefaultPrompt::Text))
 }
 
 fn names(args: &ServeArgs) -> Result<Names, ConfigError> {

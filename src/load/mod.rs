@@ -26,7 +26,7 @@ use crate::engine::Served;
 use crate::kernel::{Isa, Linear, PackedMatrix};
 use crate::observe::metrics::{Metrics, ModelInfo};
 use crate::observe::progress::LoadProgress;
-use crate::pool::Head;
+use crate::pool::{Head, Norm, Step};
 use crate::request::{Dimensions, RequestLimits};
 use crate::runner::warmup::{self, WarmupError};
 use crate::runner::{self, Computation};
@@ -35,7 +35,8 @@ use crate::tokenize::load::TokenizerLoadError;
 use crate::tokenize::workers::Workers;
 use crate::tokenize::{Tokenizer, TokenizerSource};
 use crate::weights::{Weights, WeightsError};
-use modules::{DenseModule, Modules, ModulesError, required_json};
+use modules::prompts::NoSuchPrompt;
+use modules::{DenseModule, LayerNormModule, Modules, ModulesError, StepModule, required_json};
 
 /// A probe with words, digits, punctuation and a second script; any tokenizer makes several tokens of it.
 const PROBE: &str = "The quick brown fox jumps over 13 lazy dogs; не спеши.";
@@ -47,6 +48,8 @@ pub enum LoadError {
     Modules(#[from] ModulesError),
     #[error(transparent)]
     Arch(#[from] ArchError),
+    #[error(transparent)]
+    Prompt(#[from] NoSuchPrompt),
     #[error(transparent)]
     Weights(#[from] WeightsError),
     #[error(transparent)]
@@ -108,7 +111,7 @@ pub fn load(
             path: &folder.join("tokenizer.json"),
             vocab_rows: encoder.spec.vocab_size,
             lower_case: modules.lower_case,
-            prompt: modules.prompt.clone(),
+            include_prompt: spec.include_prompt.unwrap_or(modules.include_prompt),
             limits: limits.clone(),
         },
         shared.workers.clone(),
@@ -125,7 +128,7 @@ pub fn load(
         architecture: encoder.architecture.clone(),
         dtype: "f32".to_owned(),
         device: "cpu".to_owned(),
-        pooling: modules.pooling.name().to_owned(),
+        pooling: modules.pooling_name(),
         dimensions: limits.dimensions,
     });
     model_metrics.loaded(start.elapsed(), encoder.weight_bytes);
@@ -134,8 +137,9 @@ pub fn load(
         architecture = encoder.architecture,
         dimensions = limits.dimensions,
         max_tokens = limits.max_tokens,
-        pooling = modules.pooling.name(),
-        normalize = modules.normalize,
+        pooling = modules.pooling_name(),
+        normalize = modules.is_normalized(),
+        prompts = limits.prompts.named.len(),
         weight_mib = encoder.weight_bytes >> 20,
         kernels = %shared.isa,
         batch_tokens = budget.tokens,
@@ -171,17 +175,28 @@ fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, LoadError> {
 }
 
 fn head(modules: &Modules, hidden_size: usize, isa: Isa) -> Result<Head, LoadError> {
-    let mut width = hidden_size;
-    let mut dense = Vec::with_capacity(modules.dense.len());
-    for module in &modules.dense {
-        if module.in_features != width {
+    let mut width = hidden_size * modules.pooling.len();
+    let mut steps = Vec::with_capacity(modules.steps.len());
+    for step in &modules.steps {
+        let takes = |field, wanted: usize| {
             let reason = format!("the layer before it gives {width} values");
-            return Err(LoadError::Setting { field: "in_features", value: module.in_features.to_string(), reason });
-        }
-        dense.push(load_dense(module, isa)?);
-        width = module.out_features;
+            let refused = LoadError::Setting { field, value: wanted.to_string(), reason };
+            if wanted == width { Ok(()) } else { Err(refused) }
+        };
+        steps.push(match step {
+            StepModule::Dense(module) => {
+                takes("in_features", module.in_features)?;
+                width = module.out_features;
+                Step::Dense(load_dense(module, isa)?)
+            }
+            StepModule::LayerNorm(module) => {
+                takes("dimension", module.dimension)?;
+                Step::LayerNorm(load_layer_norm(module)?)
+            }
+            StepModule::Normalize => Step::Normalize,
+        });
     }
-    Ok(Head { pooling: modules.pooling, dense, normalize: modules.normalize })
+    Ok(Head { pooling: modules.pooling.clone(), steps })
 }
 
 fn load_dense(module: &DenseModule, isa: Isa) -> Result<Linear, WeightsError> {
@@ -191,6 +206,16 @@ fn load_dense(module: &DenseModule, isa: Isa) -> Result<Linear, WeightsError> {
     let bias = module.bias.then(|| weights.take("linear.bias", &[n])).transpose()?;
     weights.refuse_unread(|_| true)?;
     Ok(Linear { weight: Arc::new(PackedMatrix::pack(n, k, &weight, bias)), activation: module.activation, isa })
+}
+
+fn load_layer_norm(module: &LayerNormModule) -> Result<Norm, WeightsError> {
+    /// torch's default, which sentence-transformers does not change.
+    const EPSILON: f64 = 1e-5;
+    let weights = Weights::open(std::slice::from_ref(&module.weights), str::to_owned)?;
+    let gamma = weights.take("norm.weight", &[module.dimension])?;
+    let beta = weights.take("norm.bias", &[module.dimension])?;
+    weights.refuse_unread(|_| true)?;
+    Ok(Norm { gamma, beta, epsilon: EPSILON })
 }
 
 fn limits(
@@ -216,16 +241,19 @@ fn limits(
         let reason = format!("its weights give {dimensions}");
         return Err(LoadError::Setting { field: "dimensions", value: value.to_string(), reason });
     }
+    let listed = modules.matryoshka || !spec.matryoshka_dimensions.is_empty();
     Ok(RequestLimits {
         max_tokens,
         dimensions,
-        matryoshka: spec.matryoshka.unwrap_or(false),
+        matryoshka: requests.allow_dimensions || spec.matryoshka.unwrap_or(listed),
         max_inputs: requests.max_inputs,
         max_request_tokens: requests.max_request_tokens,
         max_input_bytes: max_tokens.saturating_mul(requests.max_input_bytes_per_token),
         allow_empty_input: requests.allow_empty_input,
         token_arrays: spec.token_arrays.unwrap_or(requests.token_arrays),
         truncate: spec.truncate.unwrap_or(requests.truncate),
+        prompts: modules.prompts.resolve(spec, requests.default_prompt.as_ref())?,
+        max_prompt_bytes: requests.max_prompt_bytes,
     })
 }
 

@@ -17,7 +17,7 @@ use crate::kernel::Isa;
 use crate::load::modules::{Modules, ModulesError, required_json};
 use crate::load::{LoadError, head, weight_files};
 use crate::pool::{Head, NonFinite};
-use crate::request::Dimensions;
+use crate::request::{Dimensions, RowShape};
 use crate::threads::Threads;
 use crate::tokenize::load::{TokenizerLoadError, ids, load as load_tokenizer};
 use crate::weights::{Weights, WeightsError};
@@ -133,7 +133,7 @@ fn oracle_config(mut config: Value) -> Result<Config, serde_json::Error> {
 }
 
 fn vectors(head: &Head, hidden: &Tensor, batch: &PackedBatch) -> Result<Vec<Vec<f32>>, VerifyError> {
-    let native = vec![Dimensions::unlimited(); batch.n_rows()];
+    let native = vec![RowShape::whole(Dimensions::unlimited()); batch.n_rows()];
     let rows = head.finish(hidden, batch, &native)?;
     rows.into_iter().map(|row| Ok(row?.as_slice().to_vec())).collect()
 }
