@@ -52,13 +52,8 @@ pub enum Command {
 pub enum ModelsCommand {
     /// List the models of the catalogue and which of them are cached
     List(SourceArgs),
-    /// Compare a model's vectors with a second implementation; exit 1 when they differ by more than 1e-5
-    Verify {
-        /// Catalogue ids or aliases, Hub ids, or directories [default: the default model]
-        models: Vec<String>,
-        #[command(flatten)]
-        source: SourceArgs,
-    },
+    /// Compare models' vectors with published ones and with a second implementation; exit 1 when they differ
+    Verify(VerifyArgs),
     /// Fetch models into the cache and verify them
     #[command(visible_alias = "download")]
     Pull {
@@ -68,6 +63,17 @@ pub enum ModelsCommand {
         #[command(flatten)]
         source: SourceArgs,
     },
+}
+
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// Catalogue ids or aliases, Hub ids, or directories [default: the default model]
+    pub models: Vec<String>,
+    /// JSON file with further reference vectors of the one model named (see README); repeatable
+    #[arg(long, env = "EMBEDSERVE_REFERENCE", value_delimiter = ',', value_name = "FILE")]
+    pub reference: Vec<PathBuf>,
+    #[command(flatten)]
+    pub source: SourceArgs,
 }
 
 #[derive(Debug, Args)]

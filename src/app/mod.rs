@@ -42,7 +42,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             log::init(&config::log(&cli.serve.logs, &environment));
             match command {
                 ModelsCommand::List(source) => commands::list(&source, &environment),
-                ModelsCommand::Verify { models, source } => commands::verify(&models, &source, &environment),
+                ModelsCommand::Verify(args) => commands::verify(&args, &cli.serve, &environment),
                 ModelsCommand::Pull { models, source } => commands::pull(&models, &source, &environment),
             }
         }

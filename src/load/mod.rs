@@ -98,6 +98,7 @@ pub fn load(
     let device = Device::Cpu;
     let modules = Modules::read(folder, spec.pooling, spec.normalize)?;
     let config = required_json(&folder.join("config.json"))?;
+    check_architecture(spec, &config)?;
     let weight_files = weight_files(folder)?;
     let encoder = shared.threads.beside(|| arch::load(&config, &weight_files, &device, shared.isa))?;
     let head = shared.threads.beside(|| head(&modules, encoder.spec.hidden_size, shared.isa))?;
@@ -152,6 +153,17 @@ pub fn load(
     let queue = Queue::new(queue_limits, model_metrics);
     let runner = runner::spawn(&spec.id, computation, queue.clone(), batch.stall_limit, &shared.metrics)?;
     Ok(Loaded { served: Served { limits, tokenizer, queue, runner: runner.info }, thread: runner.thread })
+}
+
+/// A catalogue entry that speaks of another kind of model than the folder holds was meant for other files.
+fn check_architecture(spec: &ModelSpec, config: &Value) -> Result<(), LoadError> {
+    let Some(expected) = &spec.architecture else { return Ok(()) };
+    let found = config.get("model_type").and_then(Value::as_str).unwrap_or("none");
+    if found == expected {
+        return Ok(());
+    }
+    let reason = format!("config.json says model_type = {found}");
+    Err(LoadError::Setting { field: "architecture", value: expected.clone(), reason })
 }
 
 /// The weight files of a folder: one, or the shards that the index names.
@@ -232,7 +244,8 @@ fn limits(
             let reason = format!("expected 1 to {positions}");
             return Err(LoadError::Setting { field: "max_tokens", value: value.to_string(), reason });
         }
-        Some(value) => value,
+        // A catalogue may lower what the model's own files say, never raise it.
+        Some(value) => value.min(own),
         None => own,
     };
     if let Some(value) = spec.dimensions
