@@ -6,6 +6,7 @@ import family_bert
 import family_distilbert
 import family_modernbert
 import family_mpnet
+import family_nomic
 import family_roberta
 import family_t5
 from family import Family
@@ -17,4 +18,5 @@ FAMILIES: list[Family] = [
     *family_distilbert.FAMILIES,
     *family_t5.FAMILIES,
     *family_modernbert.FAMILIES,
+    *family_nomic.FAMILIES,
 ]
