@@ -9,6 +9,7 @@ import family_mpnet
 import family_nomic
 import family_roberta
 import family_t5
+import family_variants
 from family import Family
 
 FAMILIES: list[Family] = [
@@ -19,4 +20,5 @@ FAMILIES: list[Family] = [
     *family_t5.FAMILIES,
     *family_modernbert.FAMILIES,
     *family_nomic.FAMILIES,
+    *family_variants.FAMILIES,
 ]

@@ -35,9 +35,12 @@ class Family:
     name: str
     seed: int
     layout: str = "current"
+    # Several modes joined by + are concatenated.
     pooling: str = "mean"
     include_prompt: bool = True
     normalize: bool = True
+    # Also before the Dense layers.
+    normalize_first: bool = False
     layer_norm: bool = False
     dense: tuple[modules.Dense, ...] = ()
     prompts: dict[str, str] = field(default_factory=dict)
