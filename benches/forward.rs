@@ -52,8 +52,8 @@ pub fn run() {
     let pool = Threads::new(n_threads).expect("threads");
     let peak = peak_flops(n_threads);
     let spec = &loaded.spec;
-    let linear = 2 * spec.n_layers * (4 * spec.hidden_size.pow(2) + 2 * spec.hidden_size * spec.intermediate_size);
-    let attention = 4 * spec.n_layers * spec.hidden_size;
+    let linear = 2 * spec.n_layers() * (4 * spec.hidden_size.pow(2) + 2 * spec.hidden_size * spec.intermediate_size);
+    let attention = 4 * spec.n_layers() * spec.hidden_size;
     println!("{}", json!({"threads": n_threads, "peak_gflops": (peak / 1e9).round(), "isa": Isa::detect().name()}));
 
     for (name, rows) in workloads(&folder) {

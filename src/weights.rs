@@ -40,6 +40,24 @@ pub enum WeightsError {
     Tensor { name: String, reason: String },
 }
 
+impl WeightsError {
+    /// The same error about a tensor under another name.
+    #[must_use]
+    pub fn renamed(self, rename: impl Fn(&str) -> String) -> Self {
+        match self {
+            Self::Missing { name } => Self::Missing { name: rename(&name) },
+            Self::Shape { name, found, expected } => Self::Shape { name: rename(&name), found, expected },
+            Self::Dtype { name, dtype } => Self::Dtype { name: rename(&name), dtype },
+            Self::Tensor { name, reason } => Self::Tensor { name: rename(&name), reason },
+            Self::Unexpected { names } => {
+                let names: Vec<String> = names.split(", ").map(rename).collect();
+                Self::Unexpected { names: names.join(", ") }
+            }
+            other @ (Self::Read { .. } | Self::Format { .. }) => other,
+        }
+    }
+}
+
 /// The open weight files of one model, and which of their tensors have been taken.
 #[derive(Debug)]
 pub struct Weights {
@@ -78,6 +96,15 @@ impl Weights {
             files.push(OpenFile { path: path.clone(), map, metadata, data_start: 8 + header });
         }
         Ok(Self { files, index, taken: Mutex::default() })
+    }
+
+    /// Reads `name` from the tensor stored as `other` where `name` itself is not stored.
+    pub fn stand_in(&mut self, name: &str, other: &str) {
+        if !self.index.contains_key(name)
+            && let Some(place) = self.index.get(other).cloned()
+        {
+            self.index.insert(name.to_owned(), place);
+        }
     }
 
     pub fn contains(&self, name: &str) -> bool {

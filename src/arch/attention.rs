@@ -1,14 +1,13 @@
-//! The attention block: one fused query-key-value product, attention between offsets, output projection, residual and
-//! LayerNorm.
+//! The attention block without its norm: one fused query-key-value product, attention between offsets, output
+//! projection, residual.
 
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
 
-use crate::arch::embeddings::load_norm;
 use crate::arch::packed::PackedBatch;
-use crate::arch::spec::EncoderSpec;
-use crate::kernel::{Activation, AddNorm, Attention, Isa, Linear, PackedMatrix};
+use crate::arch::spec::{EncoderSpec, LayerSpec};
+use crate::kernel::{Activation, Attention, DistanceBias, Isa, Linear, PackedMatrix, Rotary};
 use crate::weights::{Weights, WeightsError};
 
 /// One layer's self-attention.
@@ -16,10 +15,18 @@ use crate::weights::{Weights, WeightsError};
 pub struct AttentionBlock {
     qkv: Linear,
     output: Linear,
-    norm: AddNorm,
     n_heads: usize,
     scale: f32,
+    window: Option<usize>,
+    places: Places,
     isa: Isa,
+}
+
+/// What a layer's attention knows of positions; tables are shared between layers.
+#[derive(Debug, Clone)]
+pub struct Places {
+    pub bias: Option<Arc<DistanceBias>>,
+    pub rotary: Option<Arc<Rotary>>,
 }
 
 impl AttentionBlock {
@@ -28,37 +35,45 @@ impl AttentionBlock {
     pub fn load(
         spec: &EncoderSpec,
         weights: &Weights,
-        layer: usize,
+        (layer, options): (usize, LayerSpec),
+        places: Places,
         isa: Isa,
     ) -> std::result::Result<Self, WeightsError> {
-        let prefix = format!("encoder.layer.{layer}.attention");
-        let h = spec.hidden_size;
-        // Query, key and value stacked into one [3·hidden, hidden] weight: one product instead of three.
-        let (mut weight, mut bias) = (Vec::with_capacity(3 * h * h), Vec::with_capacity(3 * h));
-        for part in ["query", "key", "value"] {
-            weight.extend(weights.take(&format!("{prefix}.self.{part}.weight"), &[h, h])?);
-            bias.extend(weights.take(&format!("{prefix}.self.{part}.bias"), &[h])?);
-        }
-        let qkv = PackedMatrix::pack(3 * h, h, &weight, Some(bias));
+        let role = format!("layers.{layer}.attention");
+        let (hidden, inner) = (spec.hidden_size, spec.inner_size());
+        let parts = ["query", "key", "value"];
+        let qkv = load_stacked(weights, &role, ("qkv", &parts), (inner, hidden), spec.attention.input_bias)?;
+        let output = format!("{role}.output");
         Ok(Self {
             qkv: Linear { weight: Arc::new(qkv), activation: Activation::None, isa },
-            output: load_linear(weights, &format!("{prefix}.output.dense"), (h, h), Activation::None, isa)?,
-            norm: AddNorm { norm: Arc::new(load_norm(weights, &format!("{prefix}.output.LayerNorm"), spec)?), isa },
+            output: Linear {
+                weight: Arc::new(load_matrix(weights, &output, (hidden, inner), spec.attention.output_bias)?),
+                activation: Activation::None,
+                isa,
+            },
             n_heads: spec.n_heads,
-            scale: 1.0 / (spec.head_size() as f32).sqrt(),
+            scale: spec.attention.scale,
+            window: options.window,
+            places,
             isa,
         })
     }
 
-    /// `[n_tokens, hidden_size]` to the same.
+    /// Attention over `x`, added to `residual`; all `[n_tokens, hidden_size]`.
     ///
     /// # Errors
     /// The device failed.
-    pub fn forward(&self, hidden: &Tensor, batch: &PackedBatch) -> Result<Tensor> {
-        let offsets = Arc::clone(batch.offsets());
-        let attention = Attention { offsets, n_heads: self.n_heads, scale: self.scale, isa: self.isa };
-        let mixed = attention.forward(&self.qkv.forward(hidden)?)?;
-        self.norm.forward(&self.output.forward(&mixed)?, hidden)
+    pub fn forward(&self, x: &Tensor, residual: &Tensor, batch: &PackedBatch) -> Result<Tensor> {
+        let attention = Attention {
+            offsets: Arc::clone(batch.offsets()),
+            n_heads: self.n_heads,
+            scale: self.scale,
+            bias: self.places.bias.clone(),
+            rotary: self.places.rotary.clone(),
+            window: self.window,
+            isa: self.isa,
+        };
+        self.output.forward_add(&attention.forward(&self.qkv.forward(x)?)?, residual)
     }
 
     /// Memory held, in bytes.
@@ -67,18 +82,43 @@ impl AttentionBlock {
     }
 }
 
-/// A linear layer stored as `prefix.weight [n, k]` and `prefix.bias [n]`.
+/// A linear layer stored as `role.weight [n, k]`, with `role.bias [n]` where the model has biases.
 ///
 /// # Errors
 /// A missing or misshapen tensor.
-pub fn load_linear(
+pub fn load_matrix(
     weights: &Weights,
-    prefix: &str,
+    role: &str,
     (n, k): (usize, usize),
-    activation: Activation,
-    isa: Isa,
-) -> std::result::Result<Linear, WeightsError> {
-    let weight = weights.take(&format!("{prefix}.weight"), &[n, k])?;
-    let bias = weights.take(&format!("{prefix}.bias"), &[n])?;
-    Ok(Linear { weight: Arc::new(PackedMatrix::pack(n, k, &weight, Some(bias))), activation, isa })
+    has_bias: bool,
+) -> std::result::Result<PackedMatrix, WeightsError> {
+    let weight = weights.take(&format!("{role}.weight"), &[n, k])?;
+    let bias = has_bias.then(|| weights.take(&format!("{role}.bias"), &[n])).transpose()?;
+    Ok(PackedMatrix::pack(n, k, &weight, bias))
+}
+
+/// Several linear layers of shape `[n, k]` as one of `[parts·n, k]`: one product instead of several. Stored either
+/// stacked already, under the name `whole`, or as `parts` in this order.
+///
+/// # Errors
+/// A missing or misshapen tensor.
+pub fn load_stacked(
+    weights: &Weights,
+    role: &str,
+    (whole, parts): (&str, &[&str]),
+    (n, k): (usize, usize),
+    has_bias: bool,
+) -> std::result::Result<PackedMatrix, WeightsError> {
+    let rows = parts.len() * n;
+    if weights.contains(&format!("{role}.{whole}.weight")) {
+        return load_matrix(weights, &format!("{role}.{whole}"), (rows, k), has_bias);
+    }
+    let (mut weight, mut bias) = (Vec::with_capacity(rows * k), Vec::with_capacity(rows));
+    for part in parts {
+        weight.extend(weights.take(&format!("{role}.{part}.weight"), &[n, k])?);
+        if has_bias {
+            bias.extend(weights.take(&format!("{role}.{part}.bias"), &[n])?);
+        }
+    }
+    Ok(PackedMatrix::pack(rows, k, &weight, has_bias.then_some(bias)))
 }

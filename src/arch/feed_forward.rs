@@ -1,21 +1,22 @@
-//! The feed-forward block: up-projection with its activation, down-projection, residual and LayerNorm.
+//! The feed-forward block without its norm: up-projection with its activation, plain or gated, down-projection,
+//! residual.
 
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
 
-use crate::arch::attention::load_linear;
-use crate::arch::embeddings::load_norm;
+use crate::arch::attention::{load_matrix, load_stacked};
 use crate::arch::spec::EncoderSpec;
-use crate::kernel::{Activation, AddNorm, Isa, Linear};
+use crate::kernel::{Activation, Gate, Isa, Linear};
 use crate::weights::{Weights, WeightsError};
 
 /// One layer's feed-forward network.
 #[derive(Debug)]
 pub struct FeedForward {
     up: Linear,
+    /// After the up-projection of a gated network, whose two halves it combines.
+    gate: Option<Gate>,
     down: Linear,
-    norm: AddNorm,
 }
 
 impl FeedForward {
@@ -27,22 +28,31 @@ impl FeedForward {
         layer: usize,
         isa: Isa,
     ) -> std::result::Result<Self, WeightsError> {
-        let prefix = format!("encoder.layer.{layer}");
-        let (h, f) = (spec.hidden_size, spec.intermediate_size);
-        let norm = load_norm(weights, &format!("{prefix}.output.LayerNorm"), spec)?;
-        Ok(Self {
-            up: load_linear(weights, &format!("{prefix}.intermediate.dense"), (f, h), spec.activation, isa)?,
-            down: load_linear(weights, &format!("{prefix}.output.dense"), (h, f), Activation::None, isa)?,
-            norm: AddNorm { norm: Arc::new(norm), isa },
-        })
+        let role = format!("layers.{layer}.feed_forward");
+        let (hidden, width, options) = (spec.hidden_size, spec.intermediate_size, spec.feed_forward);
+        let activation = options.activation;
+        let (up, gate) = if options.gated {
+            let up = load_stacked(weights, &role, ("gate_up", &["gate", "up"]), (width, hidden), options.up_bias)?;
+            let up = Linear { weight: Arc::new(up), activation: Activation::None, isa };
+            (up, Some(Gate { activation, isa }))
+        } else {
+            let up = load_matrix(weights, &format!("{role}.up"), (width, hidden), options.up_bias)?;
+            (Linear { weight: Arc::new(up), activation, isa }, None)
+        };
+        let down = load_matrix(weights, &format!("{role}.down"), (hidden, width), options.down_bias)?;
+        Ok(Self { up, gate, down: Linear { weight: Arc::new(down), activation: Activation::None, isa } })
     }
 
-    /// `[n_tokens, hidden_size]` to the same.
+    /// The network over `x`, added to `residual`; all `[n_tokens, hidden_size]`.
     ///
     /// # Errors
     /// The device failed.
-    pub fn forward(&self, hidden: &Tensor) -> Result<Tensor> {
-        self.norm.forward(&self.down.forward(&self.up.forward(hidden)?)?, hidden)
+    pub fn forward(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        let mut middle = self.up.forward(x)?;
+        if let Some(gate) = &self.gate {
+            middle = gate.forward(&middle)?;
+        }
+        self.down.forward_add(&middle, residual)
     }
 
     /// Memory held, in bytes.

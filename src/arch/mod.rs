@@ -9,7 +9,10 @@ pub mod embeddings;
 pub mod encoder;
 pub mod family;
 pub mod feed_forward;
+pub mod names;
+pub mod norm;
 pub mod packed;
+pub mod position;
 pub mod spec;
 
 use std::path::PathBuf;
@@ -18,9 +21,9 @@ use candle_core::{Device, Tensor};
 use serde_json::Value;
 use thiserror::Error;
 
-use crate::arch::encoder::BertEncoder;
+use crate::arch::encoder::PackedEncoder;
 use crate::arch::packed::PackedBatch;
-use crate::arch::spec::EncoderSpec;
+use crate::arch::spec::{DistanceBiasSpec, EncoderSpec};
 use crate::kernel::Isa;
 use crate::weights::{Weights, WeightsError};
 
@@ -87,61 +90,102 @@ impl std::fmt::Debug for Loaded {
 /// # Errors
 /// See [`ArchError`].
 pub fn load(config: &Value, weight_files: &[PathBuf], device: &Device, isa: Isa) -> Result<Loaded, ArchError> {
-    refuse_remote_code(config)?;
     let architecture = config
         .get("model_type")
         .and_then(Value::as_str)
         .ok_or_else(|| ArchError::Config { reason: "model_type is missing".to_owned() })?;
-    let spec = match architecture {
-        "bert" => family::bert::spec(config)?,
-        other => return Err(ArchError::Unsupported { field: "model_type", value: other.to_owned() }),
-    };
+    let family = family::find(architecture, config);
+    refuse_remote_code(config, family.and_then(|family| family.remote_class))?;
+    let unknown = || ArchError::Unsupported { field: "model_type", value: architecture.to_owned() };
+    let family = family.ok_or_else(unknown)?;
+    let spec = (family.spec)(config)?;
     check_sizes(&spec, weight_files)?;
-    let weights = Weights::open(weight_files, family::bert::canonical_name)?;
-    let encoder = BertEncoder::load(&spec, &weights, device, isa)?;
-    weights.refuse_unread(family::bert::is_encoder_tensor)?;
+    let mut weights = Weights::open(weight_files, |stored| family.names.role(stored))?;
+    if let Some((role, stored)) = family.stand_in {
+        weights.stand_in(role, stored);
+    }
+    let in_stored_words = |error: WeightsError| error.renamed(|role| family.names.stored(role));
+    let encoder = PackedEncoder::load(&spec, &weights, device, isa).map_err(|error| match error {
+        ArchError::Weights(error) => ArchError::Weights(in_stored_words(error)),
+        other @ (ArchError::Config { .. }
+        | ArchError::Unsupported { .. }
+        | ArchError::Impossible { .. }
+        | ArchError::Device(_)) => other,
+    })?;
+    weights.refuse_unread(|role| family.names.matters(role)).map_err(in_stored_words)?;
     let weight_bytes = encoder.size_bytes();
     Ok(Loaded { encoder: Box::new(encoder), spec, architecture: architecture.to_owned(), weight_bytes })
 }
 
-/// `auto_map` asks for Python code from the repository, which we neither run nor imitate.
-fn refuse_remote_code(config: &Value) -> Result<(), ArchError> {
-    match config.get("auto_map") {
-        None | Some(Value::Null) => Ok(()),
-        Some(map) => Err(ArchError::Unsupported { field: "auto_map", value: map.to_string() }),
+/// `auto_map` asks for Python code from the repository, which we never run. Where it names the very classes that a
+/// family of ours implements (`known` begins their names), the code is not needed.
+fn refuse_remote_code(config: &Value, known: Option<&str>) -> Result<(), ArchError> {
+    let map = match config.get("auto_map") {
+        None | Some(Value::Null) => return Ok(()),
+        Some(map) => map,
+    };
+    let class = |value: &Value| value.as_str().and_then(|path| path.rsplit('.').next()).map(str::to_owned);
+    let is_known = |value: &Value| class(value).zip(known).is_some_and(|(class, known)| class.starts_with(known));
+    if map.as_object().is_some_and(|classes| classes.values().all(is_known)) {
+        return Ok(());
     }
+    Err(ArchError::Unsupported { field: "auto_map", value: map.to_string() })
 }
 
 /// Refuses sizes that cannot be meant before anything is allocated from them.
 fn check_sizes(spec: &EncoderSpec, weight_files: &[PathBuf]) -> Result<(), ArchError> {
     const LIMIT: usize = 1 << 24;
+    /// Half a million positions of a large model.
+    const MAX_PLACES: usize = 1 << 29;
+    let impossible = |field, value: String, reason| Err(ArchError::Impossible { field, value, reason });
     let fields = [
-        ("hidden_size", spec.hidden_size),
-        ("num_hidden_layers", spec.n_layers),
-        ("num_attention_heads", spec.n_heads),
-        ("intermediate_size", spec.intermediate_size),
-        ("vocab_size", spec.vocab_size),
-        ("max_position_embeddings", spec.max_tokens()),
+        ("hidden_size", spec.hidden_size, LIMIT),
+        ("num_hidden_layers", spec.n_layers(), family::bert::MAX_LAYERS),
+        ("num_attention_heads", spec.n_heads, LIMIT),
+        ("head size", spec.head_size, LIMIT),
+        ("intermediate_size", spec.intermediate_size, LIMIT),
+        ("vocab_size", spec.vocab_size, LIMIT),
+        ("max_position_embeddings", spec.max_tokens, LIMIT),
+        ("n_positions", spec.usual_tokens, spec.max_tokens),
     ];
-    for (field, value) in fields {
-        if value == 0 || value > LIMIT {
-            let reason = "expected 1 to 16777216";
-            return Err(ArchError::Impossible { field, value: value.to_string(), reason });
+    for (field, value, limit) in fields {
+        if value == 0 || value > limit {
+            return impossible(field, value.to_string(), "out of range");
         }
     }
-    if !spec.hidden_size.is_multiple_of(spec.n_heads) {
-        let reason = "the hidden size is not a multiple of it";
-        return Err(ArchError::Impossible { field: "num_attention_heads", value: spec.n_heads.to_string(), reason });
+    if spec.position_table.is_some_and(|table| table.rows > LIMIT) || spec.token_types > LIMIT {
+        return impossible("max_position_embeddings or type_vocab_size", "huge".to_owned(), "out of range");
     }
-    if !(spec.norm_epsilon.is_finite() && spec.norm_epsilon >= 0.0) {
-        let (field, value) = ("layer_norm_eps", spec.norm_epsilon.to_string());
-        return Err(ArchError::Impossible { field, value, reason: "expected a small positive number" });
+    // T5 alone names the head size itself; for all others it is a quotient.
+    let is_quotient =
+        !matches!(spec.distance_bias, Some(DistanceBiasSpec::Buckets { .. }) if spec.position_table.is_none());
+    if is_quotient && spec.inner_size() != spec.hidden_size {
+        let reason = "the hidden size is not a multiple of it";
+        return impossible("num_attention_heads", spec.n_heads.to_string(), reason);
+    }
+    if !(spec.norm.epsilon.is_finite() && spec.norm.epsilon >= 0.0) {
+        return impossible("layer_norm_eps", spec.norm.epsilon.to_string(), "expected a small positive number");
+    }
+    if let Some(DistanceBiasSpec::Buckets { count, max_distance }) = spec.distance_bias
+        && !(count.is_multiple_of(4)
+            && (4..=1 << 16).contains(&count)
+            && (count / 4 + 1..=1 << 20).contains(&max_distance))
+    {
+        let reason = "expected a multiple of 4, and a distance beyond a quarter of it";
+        return impossible("relative_attention_num_buckets", format!("{count} up to {max_distance}"), reason);
+    }
+    if spec.layers.iter().any(|layer| layer.rotary_base.is_some()) && !spec.head_size.is_multiple_of(2) {
+        return impossible("head size", spec.head_size.to_string(), "rotary positions turn pairs of values");
+    }
+    // Rotations and ALiBi are computed for every position at load.
+    if spec.position_table.is_none() && spec.max_tokens.saturating_mul(spec.inner_size()) > MAX_PLACES {
+        return impossible("max_position_embeddings", spec.max_tokens.to_string(), "out of range");
     }
     let stored: u64 = weight_files.iter().filter_map(|path| path.metadata().ok()).map(|file| file.len()).sum();
     // The narrowest stored float has two bytes.
     if spec.n_parameters().saturating_mul(2) > stored.saturating_add(1 << 20) {
         let reason = "the weight files are too small for the sizes in config.json";
-        return Err(ArchError::Impossible { field: "num_hidden_layers", value: spec.n_layers.to_string(), reason });
+        return impossible("num_hidden_layers", spec.n_layers().to_string(), reason);
     }
     Ok(())
 }

@@ -9,8 +9,6 @@ use std::sync::Arc;
 #[derive(Debug, Clone)]
 pub struct PackedBatch {
     ids: Vec<u32>,
-    /// Position of each token inside its own row, from 0.
-    positions: Vec<u32>,
     /// `cu_seqlens`: n + 1 offsets into `ids`, the first 0, the last the number of tokens.
     offsets: Arc<[usize]>,
 }
@@ -18,21 +16,21 @@ pub struct PackedBatch {
 impl PackedBatch {
     /// Lays rows end to end, in order.
     pub fn new<'a>(rows: impl IntoIterator<Item = &'a [u32]>) -> Self {
-        let (mut ids, mut positions, mut offsets) = (Vec::new(), Vec::new(), vec![0]);
+        let (mut ids, mut offsets) = (Vec::new(), vec![0]);
         for row in rows {
             ids.extend_from_slice(row);
-            positions.extend((0_u32..).take(row.len()));
             offsets.push(ids.len());
         }
-        Self { ids, positions, offsets: offsets.into() }
+        Self { ids, offsets: offsets.into() }
     }
 
     pub fn ids(&self) -> &[u32] {
         &self.ids
     }
 
-    pub fn positions(&self) -> &[u32] {
-        &self.positions
+    /// The token ids of every row, in order.
+    pub fn sequences(&self) -> impl Iterator<Item = &[u32]> {
+        self.offsets.windows(2).map(|span| &self.ids[span[0]..span[1]])
     }
 
     pub const fn offsets(&self) -> &Arc<[usize]> {

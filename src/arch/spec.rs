@@ -6,42 +6,127 @@ use crate::kernel::Activation;
 #[derive(Debug, Clone, PartialEq)]
 pub struct EncoderSpec {
     pub hidden_size: usize,
-    pub n_layers: usize,
     pub n_heads: usize,
+    /// Width of one head; heads times this need not be the hidden size (T5).
+    pub head_size: usize,
     pub intermediate_size: usize,
     pub vocab_size: usize,
-    pub positions: Positions,
+    /// The longest row that the positions allow.
+    pub max_tokens: usize,
+    /// The limit where the folder names none; below `max_tokens` for families without a limit of their own.
+    pub usual_tokens: usize,
+    /// Learned positions added to the words.
+    pub position_table: Option<PositionTable>,
+    /// Learned or fixed biases by distance, shared by all layers.
+    pub distance_bias: Option<DistanceBiasSpec>,
     /// Rows of the token-type table; 0 = the family has none.
     pub token_types: usize,
-    pub activation: Activation,
-    pub norm_epsilon: f32,
+    pub norm: NormSpec,
+    pub norm_place: NormPlace,
+    /// Whether the sum of the embeddings is normalised.
+    pub embedding_norm: bool,
+    pub attention: AttentionSpec,
+    pub feed_forward: FeedForwardSpec,
+    /// One entry per layer, in order.
+    pub layers: Vec<LayerSpec>,
 }
 
-/// How a token's place reaches the model.
+/// A learned table with one row per position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Positions {
-    /// A learned table of this many rows; the first token is row 0.
-    Absolute { rows: usize },
+pub struct PositionTable {
+    pub rows: usize,
+    pub first: FirstPosition,
+}
+
+/// The row of a sequence's first token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FirstPosition {
+    Zero,
+    /// RoBERTa's counting: the row after the padding id's. A padding token typed into a text has the padding row and is
+    /// not counted (`create_position_ids_from_input_ids` of transformers).
+    AfterPadding {
+        padding_id: u32,
+    },
+}
+
+/// A bias on attention scores by `key − query`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DistanceBiasSpec {
+    /// T5's buckets: exact near by, logarithmic up to `max_distance`, half of them for each direction.
+    Buckets { count: usize, max_distance: usize },
+    /// ALiBi, symmetric: `−slope·|key − query|` with one fixed slope per head.
+    Linear,
+}
+
+/// The normalisation used throughout one model.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct NormSpec {
+    pub kind: NormKind,
+    pub epsilon: f32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormKind {
+    Layer,
+    LayerWithoutBias,
+    RootMeanSquare,
+}
+
+/// Where a block normalises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormPlace {
+    /// `norm(x + block(x))`.
+    After,
+    /// `x + block(norm(x))`, and once more after the last layer. `first_attention` = whether layer 0's attention block
+    /// has a norm of its own.
+    Before { first_attention: bool },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionSpec {
+    /// Biases of query, key and value.
+    pub input_bias: bool,
+    pub output_bias: bool,
+    /// Factor on the scores.
+    pub scale: f32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FeedForwardSpec {
+    pub activation: Activation,
+    /// `down(act(gate(x))·up(x))` instead of `down(act(up(x)))`.
+    pub gated: bool,
+    pub up_bias: bool,
+    pub down_bias: bool,
+}
+
+/// What differs from layer to layer.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct LayerSpec {
+    /// Local attention: a query sees the keys at most this far away.
+    pub window: Option<usize>,
+    /// Base of the rotary position embedding.
+    pub rotary_base: Option<f32>,
 }
 
 impl EncoderSpec {
-    /// The longest row that the positions allow.
-    pub const fn max_tokens(&self) -> usize {
-        match self.positions {
-            Positions::Absolute { rows } => rows,
-        }
+    pub const fn n_layers(&self) -> usize {
+        self.layers.len()
     }
 
-    pub const fn head_size(&self) -> usize {
-        self.hidden_size / self.n_heads
+    /// Heads times head size: the width of queries, keys and values.
+    pub const fn inner_size(&self) -> usize {
+        self.n_heads * self.head_size
     }
 
-    /// Parameters of the encoder, for the memory estimate: checked against the file before anything is allocated.
-    pub const fn n_parameters(&self) -> u64 {
-        let (h, f) = (self.hidden_size as u64, self.intermediate_size as u64);
-        let Positions::Absolute { rows } = self.positions;
-        let tables = (self.vocab_size as u64 + rows as u64 + self.token_types as u64 + 2) * h;
-        let layer = 4 * (h * h + h) + 2 * h * f + f + h + 4 * h;
-        tables + self.n_layers as u64 * layer
+    /// Parameters of the encoder at least, biases and norms left out: checked against the file before anything is
+    /// allocated, and the base of the memory estimate.
+    pub fn n_parameters(&self) -> u64 {
+        let (h, f, inner) = (self.hidden_size as u64, self.intermediate_size as u64, self.inner_size() as u64);
+        let positions = self.position_table.map_or(0, |table| table.rows as u64);
+        let tables = (self.vocab_size as u64 + positions + self.token_types as u64).saturating_mul(h);
+        let products = if self.feed_forward.gated { 3 } else { 2 };
+        let layer = (4 * h).saturating_mul(inner).saturating_add((products * h).saturating_mul(f));
+        tables.saturating_add(layer.saturating_mul(self.n_layers() as u64))
     }
 }

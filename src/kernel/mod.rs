@@ -7,10 +7,11 @@
 //!
 //! | op | in | out |
 //! |---|---|---|
-//! | [`Linear`] | `x [T, k]` | `act(x·Wᵀ + b) [T, n]` |
-//! | [`Attention`] | `qkv [T, 3·hidden]` | `softmax(q·kᵀ/√d)·v [T, hidden]`, inside each sequence |
-//! | [`AddNorm`] | `x, residual [T, hidden]` | `layer_norm(x + residual)` |
-//! | [`Embed`] | token ids | `layer_norm(word + position + type) [T, hidden]` |
+//! | [`Linear`] | `x [T, k]` | `act(x·Wᵀ + b) [T, n]`, with a residual added where one is given |
+//! | [`Gate`] | `[a, b] [T, 2·n]` | `act(a)·b [T, n]` |
+//! | [`Attention`] | `qkv [T, 3·inner]` | `softmax(scale·q·kᵀ + bias)·v [T, inner]`, inside each sequence |
+//! | [`Normalise`] | `x [T, hidden]` | `norm(x)`, LayerNorm or RMSNorm |
+//! | [`Embed`] | token ids | `norm(word + position + type) [T, hidden]` |
 //! | [`Pool`] | `hidden [T, hidden]` | one row per sequence `[B, hidden]` |
 
 pub mod cpu;
@@ -23,7 +24,8 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tenso
 pub use cpu::Isa;
 pub use cpu::activation::Activation;
 pub use cpu::linear::PackedMatrix;
-pub use cpu::norm::LayerNorm;
+pub use cpu::norm::Norm;
+pub use cpu::position::{DistanceBias, Rotary};
 pub use cpu::reduce::Reduce;
 
 /// `act(x·Wᵀ + b)`: one 2-D matrix product over all tokens of the batch.
@@ -42,6 +44,14 @@ impl Linear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         x.apply_op1_no_bwd(self)
     }
+
+    /// `forward(x) + residual`, both `[T, n]`, in one pass.
+    ///
+    /// # Errors
+    /// As [`Linear::forward`].
+    pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        x.apply_op2_no_bwd(residual, self)
+    }
 }
 
 impl CustomOp1 for Linear {
@@ -51,8 +61,55 @@ impl CustomOp1 for Linear {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = rows(storage, layout, self.weight.k())?;
-        let out = cpu::linear::linear(self.isa, x, &self.weight, self.activation);
+        let out = cpu::linear::linear(self.isa, x, &self.weight, self.activation, None);
         Ok(finish(out, self.weight.n()))
+    }
+}
+
+impl CustomOp2 for Linear {
+    fn name(&self) -> &'static str {
+        "linear-add"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, r: &CpuStorage, rl: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (k, n) = (self.weight.k(), self.weight.n());
+        let (x, residual) = (rows(x, xl, k)?, rows(r, rl, n)?);
+        if x.len() / k.max(1) != residual.len() / n.max(1) {
+            candle_core::bail!("linear: {} rows and a residual of {}", x.len() / k.max(1), residual.len() / n.max(1));
+        }
+        Ok(finish(cpu::linear::linear(self.isa, x, &self.weight, self.activation, Some(residual)), n))
+    }
+}
+
+/// The middle of a gated feed-forward.
+#[derive(Debug, Clone, Copy)]
+pub struct Gate {
+    pub activation: Activation,
+    pub isa: Isa,
+}
+
+impl Gate {
+    /// `[T, 2·n]`, the activated half first, to `[T, n]`.
+    ///
+    /// # Errors
+    /// As [`Linear::forward`].
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        x.apply_op1_no_bwd(self)
+    }
+}
+
+impl CustomOp1 for Gate {
+    fn name(&self) -> &'static str {
+        "gate"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (_, width) = layout.shape().dims2()?;
+        if width % 2 != 0 || width == 0 {
+            candle_core::bail!("gate: width {width} is not twice another");
+        }
+        let out = cpu::activation::gate(self.isa, self.activation, rows(storage, layout, width)?, width / 2);
+        Ok(finish(out, width / 2))
     }
 }
 
@@ -64,11 +121,17 @@ pub struct Attention {
     pub n_heads: usize,
     /// Factor on the scores, `1/√head_size` for BERT.
     pub scale: f32,
+    /// Added to the scaled scores.
+    pub bias: Option<Arc<DistanceBias>>,
+    /// Turns queries and keys by their positions.
+    pub rotary: Option<Arc<Rotary>>,
+    /// A query sees the keys at most this far away; `None` = all.
+    pub window: Option<usize>,
     pub isa: Isa,
 }
 
 impl Attention {
-    /// `qkv [T, 3·hidden]` (query, key, value side by side) to `[T, hidden]`.
+    /// `qkv [T, 3·inner]` (query, key, value side by side) to `[T, inner]`.
     ///
     /// # Errors
     /// As [`Linear::forward`].
@@ -91,40 +154,43 @@ impl CustomOp1 for Attention {
         if self.offsets.last().copied() != Some(qkv.len() / width) {
             candle_core::bail!("attention: offsets do not end at {} rows", qkv.len() / width);
         }
+        if let Some(rotary) = &self.rotary {
+            let longest = self.offsets.windows(2).map(|span| span[1] - span[0]).max().unwrap_or(0);
+            if longest > rotary.positions() {
+                candle_core::bail!("attention: a row of {longest} tokens, positions end at {}", rotary.positions());
+            }
+        }
         let out = cpu::attention::attention(self, qkv, width / 3);
         Ok(finish(out, width / 3))
     }
 }
 
-/// `layer_norm(x + residual)`.
+/// LayerNorm or RMSNorm of every row.
 #[derive(Debug, Clone)]
-pub struct AddNorm {
-    pub norm: Arc<LayerNorm>,
+pub struct Normalise {
+    pub norm: Arc<Norm>,
     pub isa: Isa,
 }
 
-impl AddNorm {
-    /// Both `[T, hidden]`, and so is the result.
+impl Normalise {
+    /// `[T, hidden]` to the same.
     ///
     /// # Errors
     /// As [`Linear::forward`].
-    pub fn forward(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        x.apply_op2_no_bwd(residual, self)
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        x.apply_op1_no_bwd(self)
     }
 }
 
-impl CustomOp2 for AddNorm {
+impl CustomOp1 for Normalise {
     fn name(&self) -> &'static str {
-        "add-norm"
+        "normalise"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, r: &CpuStorage, rl: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let width = self.norm.width();
-        let (x, residual) = (rows(x, xl, width)?, rows(r, rl, width)?);
-        if x.len() != residual.len() {
-            candle_core::bail!("add-norm: {} and {} values", x.len(), residual.len());
-        }
-        Ok(finish(cpu::norm::add_norm(self.isa, x, residual, &self.norm), width))
+        let out = cpu::norm::norm(self.isa, rows(storage, layout, width)?, &self.norm);
+        Ok(finish(out, width))
     }
 }
 
@@ -137,12 +203,12 @@ pub struct Embed {
     pub position: Option<Tensor>,
     /// Row 0 of the token-type table: single texts have no second segment.
     pub token_type: Option<Arc<[f32]>>,
-    pub norm: Arc<LayerNorm>,
+    pub norm: Option<Arc<Norm>>,
     pub isa: Isa,
 }
 
 impl Embed {
-    /// Token ids and positions, both of length T, to `[T, hidden]`.
+    /// Token ids and rows of the position table, both of length T, to `[T, hidden]`.
     ///
     /// # Errors
     /// An id or position outside its table.
@@ -164,7 +230,7 @@ struct EmbedOp<'a> {
 
 impl EmbedOp<'_> {
     fn run(&self, word: &Tensor, position: Option<&Tensor>) -> Result<Tensor> {
-        let width = self.embed.norm.width();
+        let width = word.dim(1)?;
         let (word_storage, word_layout) = word.storage_and_layout();
         let tables = match &*word_storage {
             candle_core::Storage::Cpu(storage) => rows(storage, word_layout, width)?,
@@ -183,10 +249,11 @@ impl EmbedOp<'_> {
             },
         };
         let tables = cpu::embed::Tables {
+            width,
             word: tables,
             position: position_table,
             token_type: self.embed.token_type.as_deref(),
-            norm: &self.embed.norm,
+            norm: self.embed.norm.as_deref(),
         };
         let out = cpu::embed::embed(self.embed.isa, &tables, self.ids, self.positions)?;
         Tensor::from_vec(out, (self.ids.len(), width), word.device())

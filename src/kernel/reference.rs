@@ -32,37 +32,82 @@ pub fn activate(activation: Activation, x: f64) -> f64 {
 }
 
 /// `(x − mean)/√(variance + ε)·γ + β` of one row.
-pub fn layer_norm(x: &[f64], gamma: &[f32], beta: &[f32], epsilon: f64) -> Vec<f64> {
+pub fn layer_norm(x: &[f64], gamma: &[f32], beta: Option<&[f32]>, epsilon: f64) -> Vec<f64> {
     let n = x.len() as f64;
     let mean = x.iter().sum::<f64>() / n;
     let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n;
     let inverse = 1.0 / (variance + epsilon).sqrt();
-    x.iter()
-        .zip(gamma.iter().zip(beta))
-        .map(|(x, (g, b))| (x - mean) * inverse * f64::from(*g) + f64::from(*b))
-        .collect()
+    let shift = |column: usize| beta.map_or(0.0, |beta| f64::from(beta[column]));
+    x.iter().zip(gamma).enumerate().map(|(i, (x, g))| (x - mean) * inverse * f64::from(*g) + shift(i)).collect()
 }
 
-/// Attention of one sequence: `qkv [n, 3·hidden]` to `[n, hidden]`.
-pub fn attention(qkv: &[f32], hidden: usize, n_heads: usize, scale: f64) -> Vec<f64> {
-    let (n, size) = (qkv.len() / (3 * hidden), hidden / n_heads);
-    let at = |row: usize, part: usize, column: usize| f64::from(qkv[row * 3 * hidden + part * hidden + column]);
-    let mut out = vec![0.0; n * hidden];
-    for head in 0..n_heads {
-        let columns = head * size..(head + 1) * size;
+/// `x/√(mean(x²) + ε)·γ` of one row.
+pub fn root_mean_square_norm(x: &[f64], gamma: &[f32], epsilon: f64) -> Vec<f64> {
+    let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
+    x.iter().zip(gamma).map(|(x, g)| x / (mean + epsilon).sqrt() * f64::from(*g)).collect()
+}
+
+/// What attention may have besides queries, keys and values.
+#[derive(Clone, Copy)]
+pub struct AttentionOptions<'a> {
+    pub n_heads: usize,
+    pub scale: f64,
+    /// Added to the score of a head at a distance `key − query`.
+    pub bias: &'a dyn Fn(usize, isize) -> f64,
+    /// Base of the rotary positions.
+    pub rotary: Option<f64>,
+    /// Farthest key that a query sees.
+    pub window: usize,
+}
+
+impl std::fmt::Debug for AttentionOptions<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} heads, rotary {:?}, window {}", self.n_heads, self.rotary, self.window)
+    }
+}
+
+/// Attention of one sequence: `qkv [n, 3·inner]` to `[n, inner]`.
+pub fn attention(qkv: &[f32], inner: usize, options: AttentionOptions<'_>) -> Vec<f64> {
+    let (n, size) = (qkv.len() / (3 * inner), inner / options.n_heads);
+    let mut out = vec![0.0; n * inner];
+    for head in 0..options.n_heads {
+        let part = |row: usize, part: usize| -> Vec<f64> {
+            let start = row * 3 * inner + part * inner + head * size;
+            qkv[start..start + size].iter().map(|x| f64::from(*x)).collect()
+        };
+        let turned = |row: usize, which: usize| match options.rotary {
+            Some(base) => turn(&part(row, which), row, base),
+            None => part(row, which),
+        };
         for query in 0..n {
-            let score = |key| scale * columns.clone().map(|c| at(query, 0, c) * at(key, 1, c)).sum::<f64>();
-            let scores: Vec<f64> = (0..n).map(score).collect();
+            let q = turned(query, 0);
+            let seen: Vec<usize> = (0..n).filter(|key| key.abs_diff(query) <= options.window).collect();
+            let scores: Vec<f64> = seen
+                .iter()
+                .map(|&key| {
+                    let dot: f64 = q.iter().zip(turned(key, 1)).map(|(q, k)| q * k).sum();
+                    options.scale * dot + (options.bias)(head, key.cast_signed() - query.cast_signed())
+                })
+                .collect();
             let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            let weights: Vec<f64> = scores.iter().map(|score| (score - max).exp()).collect();
-            let total: f64 = weights.iter().sum();
-            for column in columns.clone() {
-                let mixed: f64 = weights.iter().enumerate().map(|(key, weight)| weight * at(key, 2, column)).sum();
-                out[query * hidden + column] = mixed / total;
+            let total: f64 = scores.iter().map(|score| (score - max).exp()).sum();
+            for (key, score) in seen.iter().zip(scores) {
+                for (column, value) in part(*key, 2).into_iter().enumerate() {
+                    out[query * inner + head * size + column] += (score - max).exp() / total * value;
+                }
             }
         }
     }
     out
+}
+
+/// One head of one token, its pairs `(x[i], x[i + d/2])` turned by `position·base^(−2i/d)`.
+fn turn(x: &[f64], position: usize, base: f64) -> Vec<f64> {
+    let half = x.len() / 2;
+    let angle = |i: usize| position as f64 * base.powf(-2.0 * i as f64 / x.len() as f64);
+    let low = (0..half).map(|i| x[i] * angle(i).cos() - x[i + half] * angle(i).sin());
+    let high = (0..half).map(|i| x[i + half] * angle(i).cos() + x[i] * angle(i).sin());
+    low.chain(high).collect()
 }
 
 /// Pooling of one sequence `[n, width]`.

@@ -15,6 +15,7 @@ use candle_core::Device;
 use serde_json::Value;
 use thiserror::Error;
 
+use crate::arch::spec::EncoderSpec;
 use crate::arch::{self, ArchError};
 use crate::batch::plan::Budget;
 use crate::batch::{Queue, QueueLimits};
@@ -97,8 +98,7 @@ pub fn load(
     let weight_files = weight_files(folder)?;
     let encoder = shared.threads.beside(|| arch::load(&config, &weight_files, &device, shared.isa))?;
     let head = shared.threads.beside(|| head(&modules, encoder.spec.hidden_size, shared.isa))?;
-    let limits =
-        limits(spec, &modules, encoder.spec.max_tokens(), head.dimensions(encoder.spec.hidden_size), requests)?;
+    let limits = limits(spec, &modules, &encoder.spec, head.dimensions(encoder.spec.hidden_size), requests)?;
 
     progress.enter("warming up".to_owned(), 0);
     let model_metrics = shared.metrics.model(&spec.id);
@@ -196,11 +196,12 @@ fn load_dense(module: &DenseModule, isa: Isa) -> Result<Linear, WeightsError> {
 fn limits(
     spec: &ModelSpec,
     modules: &Modules,
-    positions: usize,
+    encoder: &EncoderSpec,
     dimensions: usize,
     requests: &RequestConfig,
 ) -> Result<RequestLimits, LoadError> {
-    let own = modules.max_tokens.map_or(positions, |tokens| tokens.min(positions));
+    let positions = encoder.max_tokens;
+    let own = modules.max_tokens.map_or(encoder.usual_tokens, |tokens| tokens.min(positions));
     let max_tokens = match spec.max_tokens {
         Some(value) if value == 0 || value > positions => {
             let reason = format!("expected 1 to {positions}");

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use thiserror::Error;
 
 use crate::arch::packed::PackedBatch;
-use crate::arch::{self, ArchError, EncoderError, family};
+use crate::arch::{self, ArchError, EncoderError};
 use crate::kernel::Isa;
 use crate::load::modules::{Modules, ModulesError, required_json};
 use crate::load::{LoadError, head, weight_files};
@@ -86,12 +86,12 @@ pub fn against_candle(folder: &Path, threads: &Threads, isa: Isa) -> Result<Comp
     let files = weight_files(folder)?;
     let mut ours = arch::load(&config, &files, &Device::Cpu, isa)?;
     let head = head(&modules, ours.spec.hidden_size, isa)?;
-    let weights = Weights::open(&files, family::bert::canonical_name)?;
+    let weights = Weights::open(&files, name_in_candle)?;
     let builder = VarBuilder::from_backend(Box::new(weights), DType::F32, Device::Cpu);
     let oracle = BertModel::load(builder, &oracle_config(config)?)?;
 
     let (tokenizer, frame) = load_tokenizer(&folder.join("tokenizer.json"), ours.spec.vocab_size)?;
-    let room = ours.spec.max_tokens().saturating_sub(frame.len());
+    let room = ours.spec.max_tokens.saturating_sub(frame.len());
     let mut rows = Vec::with_capacity(TEXTS.len());
     for text in TEXTS {
         let mut content = ids(&tokenizer, text, false).map_err(VerifyError::Text)?;
@@ -112,6 +112,12 @@ pub fn against_candle(folder: &Path, threads: &Threads, isa: Isa) -> Result<Comp
         }
     }
     Ok(comparison)
+}
+
+/// Stored name to candle's: without the `bert.` prefix, LayerNorm parameters as `weight` and `bias`.
+fn name_in_candle(stored: &str) -> String {
+    let name = stored.strip_prefix("bert.").unwrap_or(stored);
+    name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 }
 
 /// candle's configuration wants fields that only training uses; some checkpoints leave them out.

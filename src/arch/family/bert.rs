@@ -6,30 +6,61 @@
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::{Family, activation, heads, must_be, read, single, unsupported};
 use crate::arch::ArchError;
-use crate::arch::spec::{EncoderSpec, Positions};
-use crate::kernel::Activation;
+use crate::arch::names::TensorNames;
+use crate::arch::spec::{
+    AttentionSpec, EncoderSpec, FeedForwardSpec, FirstPosition, LayerSpec, NormKind, NormPlace, NormSpec, PositionTable,
+};
 
-/// The fields of `config.json` that decide vectors. Others are training settings and are ignored.
+pub const FAMILY: Family = Family {
+    spec,
+    names: TensorNames {
+        prefixes: &["bert."],
+        stems: &STEMS,
+        roots: &["embeddings.", "encoder."],
+        surplus: &["embeddings.position_ids", "embeddings.token_type_ids"],
+    },
+    stand_in: None,
+    remote_class: None,
+};
+
+/// Also RoBERTa's, whose classes were copied from BERT's.
+pub const STEMS: [(&str, &str); 12] = [
+    ("embeddings.word_embeddings", "embeddings.word"),
+    ("embeddings.position_embeddings", "embeddings.position"),
+    ("embeddings.token_type_embeddings", "embeddings.token_type"),
+    ("embeddings.LayerNorm", "embeddings.norm"),
+    ("encoder.layer.#.attention.self.query", "layers.#.attention.query"),
+    ("encoder.layer.#.attention.self.key", "layers.#.attention.key"),
+    ("encoder.layer.#.attention.self.value", "layers.#.attention.value"),
+    ("encoder.layer.#.attention.output.dense", "layers.#.attention.output"),
+    ("encoder.layer.#.attention.output.LayerNorm", "layers.#.attention.norm"),
+    ("encoder.layer.#.intermediate.dense", "layers.#.feed_forward.up"),
+    ("encoder.layer.#.output.dense", "layers.#.feed_forward.down"),
+    ("encoder.layer.#.output.LayerNorm", "layers.#.feed_forward.norm"),
+];
+
+/// The fields of `config.json` that decide vectors.
 #[derive(Debug, Deserialize)]
-struct BertConfig {
-    hidden_size: usize,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
-    intermediate_size: usize,
-    vocab_size: usize,
-    max_position_embeddings: usize,
+pub struct BertConfig {
+    pub hidden_size: usize,
+    pub num_hidden_layers: usize,
+    pub num_attention_heads: usize,
+    pub intermediate_size: usize,
+    pub vocab_size: usize,
+    pub max_position_embeddings: usize,
     #[serde(default = "two")]
-    type_vocab_size: usize,
+    pub type_vocab_size: usize,
     #[serde(default = "gelu")]
-    hidden_act: String,
+    pub hidden_act: String,
     #[serde(default = "epsilon")]
-    layer_norm_eps: f64,
-    position_embedding_type: Option<String>,
+    pub layer_norm_eps: f64,
+    pub position_embedding_type: Option<String>,
     #[serde(default)]
-    is_decoder: bool,
+    pub is_decoder: bool,
     #[serde(default)]
-    add_cross_attention: bool,
+    pub add_cross_attention: bool,
 }
 
 const fn two() -> usize {
@@ -45,60 +76,58 @@ const fn epsilon() -> f64 {
 }
 
 /// Reads the configuration; anything that the skeleton does not implement is an error naming field and value.
-///
-/// # Errors
-/// A missing or impossible field, or an unimplemented option.
-pub fn spec(config: &Value) -> Result<EncoderSpec, ArchError> {
-    let config = BertConfig::deserialize(config).map_err(|error| ArchError::Config { reason: error.to_string() })?;
-    let unsupported = |field: &'static str, value: String| ArchError::Unsupported { field, value };
-    match config.position_embedding_type.as_deref() {
-        None | Some("absolute") => {}
-        Some(other) => return Err(unsupported("position_embedding_type", other.to_owned())),
-    }
-    if config.is_decoder {
-        return Err(unsupported("is_decoder", "true".to_owned()));
-    }
-    if config.add_cross_attention {
-        return Err(unsupported("add_cross_attention", "true".to_owned()));
-    }
-    #[expect(clippy::cast_possible_truncation, reason = "an epsilon is a small float in either precision")]
-    let norm_epsilon = config.layer_norm_eps as f32;
-    Ok(EncoderSpec {
-        hidden_size: config.hidden_size,
-        n_layers: config.num_hidden_layers,
-        n_heads: config.num_attention_heads,
-        intermediate_size: config.intermediate_size,
-        vocab_size: config.vocab_size,
-        positions: Positions::Absolute { rows: config.max_position_embeddings },
-        token_types: config.type_vocab_size,
-        activation: activation(&config.hidden_act)?,
-        norm_epsilon,
-    })
+fn spec(config: &Value) -> Result<EncoderSpec, ArchError> {
+    let config: BertConfig = read(config)?;
+    config.must_be_absolute()?;
+    config.spec(FirstPosition::Zero)
 }
 
-/// Activation names as transformers defines them (`ACT2FN`).
-///
-/// # Errors
-/// A name that is not implemented here: it would silently change every vector.
-pub fn activation(name: &str) -> Result<Activation, ArchError> {
-    match name {
-        "gelu" => Ok(Activation::Gelu),
-        "gelu_new" | "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
-        "relu" => Ok(Activation::Relu),
-        "silu" | "swish" => Ok(Activation::Silu),
-        "tanh" => Ok(Activation::Tanh),
-        other => Err(ArchError::Unsupported { field: "hidden_act", value: other.to_owned() }),
+impl BertConfig {
+    /// # Errors
+    /// Another kind of positions, named.
+    pub fn must_be_absolute(&self) -> Result<(), ArchError> {
+        match self.position_embedding_type.as_deref() {
+            None | Some("absolute") => Ok(()),
+            Some(other) => Err(unsupported("position_embedding_type", other)),
+        }
+    }
+
+    /// # Errors
+    /// A decoder, or an unimplemented activation.
+    pub fn spec(&self, first: FirstPosition) -> Result<EncoderSpec, ArchError> {
+        must_be("is_decoder", self.is_decoder, false)?;
+        must_be("add_cross_attention", self.add_cross_attention, false)?;
+        let (head_size, scale) = heads(self.hidden_size, self.num_attention_heads);
+        let rows = self.max_position_embeddings;
+        let max_tokens = match first {
+            FirstPosition::Zero => rows,
+            FirstPosition::AfterPadding { padding_id } => rows.saturating_sub(padding_id as usize + 1),
+        };
+        Ok(EncoderSpec {
+            hidden_size: self.hidden_size,
+            n_heads: self.num_attention_heads,
+            head_size,
+            intermediate_size: self.intermediate_size,
+            vocab_size: self.vocab_size,
+            max_tokens,
+            usual_tokens: max_tokens,
+            position_table: Some(PositionTable { rows, first }),
+            distance_bias: None,
+            token_types: self.type_vocab_size,
+            norm: NormSpec { kind: NormKind::Layer, epsilon: single(self.layer_norm_eps) },
+            norm_place: NormPlace::After,
+            embedding_norm: true,
+            attention: AttentionSpec { input_bias: true, output_bias: true, scale },
+            feed_forward: FeedForwardSpec {
+                activation: activation("hidden_act", &self.hidden_act)?,
+                gated: false,
+                up_bias: true,
+                down_bias: true,
+            },
+            layers: vec![LayerSpec::default(); self.num_hidden_layers.min(MAX_LAYERS + 1)],
+        })
     }
 }
 
-/// Stored name to canonical name: without the `bert.` prefix, LayerNorm parameters as `weight` and `bias`.
-pub fn canonical_name(stored: &str) -> String {
-    let name = stored.strip_prefix("bert.").unwrap_or(stored);
-    name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-}
-
-/// Whether a canonical name belongs to the encoder proper. Position ids are a buffer, the pooler and the heads of
-/// pre-training are not part of sentence embeddings.
-pub fn is_encoder_tensor(name: &str) -> bool {
-    (name.starts_with("embeddings.") && name != "embeddings.position_ids") || name.starts_with("encoder.")
-}
+/// More layers than any encoder has; a number beyond it is refused by `arch` before anything is allocated from it.
+pub const MAX_LAYERS: usize = 4096;

@@ -1,4 +1,92 @@
-//! One small file per family: `config.json` to [`EncoderSpec`](super::spec::EncoderSpec), and stored tensor names to
-//! the skeleton's roles.
+//! One small file per family: `config.json` to [`EncoderSpec`], and its tensor names.
 
 pub mod bert;
+pub mod distilbert;
+pub mod jina;
+pub mod modernbert;
+pub mod mpnet;
+pub mod nomic;
+pub mod roberta;
+pub mod t5;
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::arch::ArchError;
+use crate::arch::names::TensorNames;
+use crate::arch::spec::EncoderSpec;
+use crate::kernel::Activation;
+
+/// What `arch` needs to know of a family.
+#[derive(Debug, Clone, Copy)]
+pub struct Family {
+    pub spec: fn(&Value) -> Result<EncoderSpec, ArchError>,
+    pub names: TensorNames,
+    /// A role that may be stored under a second name: role, and the stored name that stands in for it.
+    pub stand_in: Option<(&'static str, &'static str)>,
+    /// Repositories of this family name Python code in `auto_map`. Classes that begin like this are what we implement.
+    pub remote_class: Option<&'static str>,
+}
+
+/// The family of a `model_type`. Jina's second generation calls itself "bert" and differs in its fields.
+pub fn find(model_type: &str, config: &Value) -> Option<Family> {
+    match model_type {
+        "bert" if jina::is_meant(config) => Some(jina::FAMILY),
+        "bert" => Some(bert::FAMILY),
+        "roberta" | "xlm-roberta" | "camembert" => Some(roberta::FAMILY),
+        "distilbert" => Some(distilbert::FAMILY),
+        "mpnet" => Some(mpnet::FAMILY),
+        "t5" => Some(t5::FAMILY),
+        "modernbert" => Some(modernbert::FAMILY),
+        "nomic_bert" => Some(nomic::FAMILY),
+        _ => None,
+    }
+}
+
+/// Reads the fields that decide vectors; others are training settings and are ignored.
+fn read<C: DeserializeOwned>(config: &Value) -> Result<C, ArchError> {
+    C::deserialize(config).map_err(|error| ArchError::Config { reason: error.to_string() })
+}
+
+/// Activation names as transformers defines them (`ACT2FN`).
+///
+/// # Errors
+/// A name that is not implemented here: it would silently change every vector.
+fn activation(field: &'static str, name: &str) -> Result<Activation, ArchError> {
+    match name {
+        "gelu" => Ok(Activation::Gelu),
+        "gelu_new" | "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
+        "relu" => Ok(Activation::Relu),
+        "silu" | "swish" => Ok(Activation::Silu),
+        "tanh" => Ok(Activation::Tanh),
+        other => Err(unsupported(field, other)),
+    }
+}
+
+fn unsupported(field: &'static str, value: impl std::fmt::Display) -> ArchError {
+    ArchError::Unsupported { field, value: value.to_string() }
+}
+
+/// Refuses a switch that the skeleton has no counterpart for.
+fn must_be(field: &'static str, value: bool, expected: bool) -> Result<(), ArchError> {
+    if value == expected { Ok(()) } else { Err(unsupported(field, value)) }
+}
+
+/// `1/√head_size`, the usual factor on attention scores, and the head size.
+fn heads(hidden_size: usize, n_heads: usize) -> (usize, f32) {
+    let head_size = hidden_size.checked_div(n_heads).unwrap_or(0);
+    (head_size, 1.0 / (head_size as f32).sqrt())
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "an epsilon or a base is a float of either precision")]
+const fn single(value: f64) -> f32 {
+    value as f32
+}
+
+/// The base of a rotary position embedding.
+fn rotary_base(field: &'static str, base: f64) -> Result<f32, ArchError> {
+    if base.is_finite() && base > 1.0 {
+        return Ok(single(base));
+    }
+    Err(ArchError::Impossible { field, value: base.to_string(), reason: "expected a number above 1" })
+}

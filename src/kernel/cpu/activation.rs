@@ -7,6 +7,8 @@
 //!
 //! The erf and tanh forms differ by up to 4.7e-4: a model's configuration decides, never speed.
 
+use rayon::prelude::*;
+
 use super::{Isa, dispatch, multiply_add};
 
 /// The activation applied to a linear layer's output.
@@ -32,6 +34,20 @@ pub fn activate(isa: Isa, activation: Activation, values: &mut [f32]) {
         Activation::Silu => dispatch!(isa, silu_all(values: &mut [f32])),
         Activation::Tanh => dispatch!(isa, tanh_all(values: &mut [f32])),
     }
+}
+
+/// A gated feed-forward's middle: `activation(a)·b` for rows `[a | b]` of `2·width` values.
+pub fn gate(isa: Isa, activation: Activation, x: &[f32], width: usize) -> Vec<f32> {
+    let mut out = vec![0.0; x.len() / 2];
+    out.par_chunks_mut(width).zip(x.par_chunks(2 * width)).for_each(|(out, row)| {
+        let (activated, linear) = row.split_at(width);
+        out.copy_from_slice(activated);
+        activate(isa, activation, out);
+        for (out, linear) in out.iter_mut().zip(linear) {
+            *out *= linear;
+        }
+    });
+    out
 }
 
 #[inline(always)]

@@ -1,19 +1,21 @@
-//! Embedding lookup: `layer_norm(word[id] + token_type[0] + position[p])` per token, gathered and normalised in one
-//! pass. The order of the sum is that of the reference implementation (transformers' `BertEmbeddings`).
+//! Embedding lookup: `norm(word[id] + token_type[0] + position[p])` per token, gathered and normalised in one pass. Each
+//! part but the words is optional. The order of the sum is that of the reference implementation (transformers'
+//! `BertEmbeddings`).
 
 use candle_core::Result;
 use rayon::prelude::*;
 
-use super::norm::{LayerNorm, normalise};
+use super::norm::{Norm, normalise};
 use super::{Isa, dispatch};
 
+/// The tables, all `[rows, width]` row-major.
 #[derive(Debug)]
-/// The tables, all `[rows, hidden]` row-major.
 pub struct Tables<'a> {
+    pub width: usize,
     pub word: &'a [f32],
     pub position: Option<&'a [f32]>,
     pub token_type: Option<&'a [f32]>,
-    pub norm: &'a LayerNorm,
+    pub norm: Option<&'a Norm>,
 }
 
 /// One row per token; `ids` and `positions` are of equal length.
@@ -21,7 +23,7 @@ pub struct Tables<'a> {
 /// # Errors
 /// An id or position outside its table.
 pub fn embed(isa: Isa, tables: &Tables<'_>, ids: &[u32], positions: &[u32]) -> Result<Vec<f32>> {
-    let width = tables.norm.width();
+    let width = tables.width;
     check("token id", ids, tables.word.len() / width)?;
     if let Some(position) = tables.position {
         check("position", positions, position.len() / width)?;
@@ -54,5 +56,7 @@ fn embed_row<const FUSED: bool>(out: &mut [f32], tables: &Tables<'_>, id: u32, p
             *x += position;
         }
     }
-    normalise::<FUSED>(out, tables.norm);
+    if let Some(norm) = tables.norm {
+        normalise::<FUSED>(out, norm);
+    }
 }

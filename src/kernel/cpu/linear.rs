@@ -1,4 +1,4 @@
-//! `C = A·Bᵀ + bias`, then an activation: A is row-major activations, B a weight packed once at load.
+//! `C = A·Bᵀ + bias`, then an activation, then a residual: A is row-major activations, B a weight packed once at load.
 //!
 //! **Packing.** Sixteen output columns form a panel; inside it k advances and the sixteen columns of one k lie side
 //! by side: `[n/16][k][16]`, columns past n filled with zeros. A needs no packing.
@@ -63,8 +63,14 @@ impl PackedMatrix {
     }
 }
 
-/// Rows `[m, k]` to `[m, n]`.
-pub fn linear(isa: Isa, a: &[f32], weight: &PackedMatrix, activation: Activation) -> Vec<f32> {
+/// Rows `[m, k]` to `[m, n]`; a residual has the shape of the result and is added last.
+pub fn linear(
+    isa: Isa,
+    a: &[f32],
+    weight: &PackedMatrix,
+    activation: Activation,
+    residual: Option<&[f32]>,
+) -> Vec<f32> {
     let (k, n) = (weight.k, weight.n);
     let m = a.len().checked_div(k).unwrap_or(0);
     let mut out = vec![0.0; m * n];
@@ -77,7 +83,7 @@ pub fn linear(isa: Isa, a: &[f32], weight: &PackedMatrix, activation: Activation
         let first_column = group * GROUP * PANEL;
         let n_columns = (GROUP * PANEL).min(n - first_column);
         let panels = &weight.panels[first_column * k..];
-        let block = Product { a: &a[first_row * k..], a_stride: k, panels, k, n_rows, n_columns };
+        let block = Product { a: &a[first_row * k..], a_stride: k, panels, panel_stride: k, k, n_rows, n_columns };
         // SAFETY: tasks cover disjoint rectangles of `out`, which outlives the loop and is not read inside it.
         let mut tile = unsafe { output.tile(first_row, first_column) };
         multiply(isa, &block, &mut tile);
@@ -90,6 +96,11 @@ pub fn linear(isa: Isa, a: &[f32], weight: &PackedMatrix, activation: Activation
                 }
             }
             activate(isa, activation, values);
+            if let Some(residual) = residual {
+                for (value, residual) in values.iter_mut().zip(&residual[(first_row + row) * n + first_column..]) {
+                    *value += residual;
+                }
+            }
         }
     });
     out
@@ -99,8 +110,10 @@ pub fn linear(isa: Isa, a: &[f32], weight: &PackedMatrix, activation: Activation
 pub(super) struct Product<'a> {
     pub(super) a: &'a [f32],
     pub(super) a_stride: usize,
-    /// From the first panel of the rectangle on.
+    /// From the first panel of the rectangle on, and inside each panel from the first k of the product on.
     pub(super) panels: &'a [f32],
+    /// k rows from one panel to the next; more than `k` where the product takes only some of them.
+    pub(super) panel_stride: usize,
     pub(super) k: usize,
     pub(super) n_rows: usize,
     pub(super) n_columns: usize,
@@ -148,7 +161,9 @@ impl Tile {
 pub(super) fn multiply(isa: Isa, block: &Product<'_>, out: &mut Tile) {
     let n_panels = block.n_columns.div_ceil(PANEL);
     assert!(block.n_rows == 0 || block.a.len() >= (block.n_rows - 1) * block.a_stride + block.k, "A is too short");
-    assert!(block.panels.len() >= n_panels * block.k * PANEL, "the packed weight is too short");
+    let last = n_panels.saturating_sub(1) * block.panel_stride + block.k;
+    assert!(n_panels == 0 || block.panels.len() >= last * PANEL, "the packed weight is too short");
+    assert!(n_panels <= 1 || block.panel_stride >= block.k, "panels overlap");
     let max_rows = match isa {
         Isa::Avx512 => 8,
         Isa::Avx2 => 6,
@@ -179,7 +194,7 @@ fn register_tile(
     out: &mut Tile,
 ) {
     let a = &block.a[row * block.a_stride..];
-    let b = &block.panels[panel * block.k * PANEL..];
+    let b = &block.panels[panel * block.panel_stride * PANEL..];
     let mut sums: Sums = [[[0.0; PANEL]; GROUP]; 8];
     match isa {
         Isa::Portable => portable(a, b, block, (rows, panels), &mut sums),
@@ -205,7 +220,7 @@ fn register_tile(
 
 fn portable(a: &[f32], b: &[f32], block: &Product<'_>, (rows, panels): (usize, usize), sums: &mut Sums) {
     for panel in 0..panels {
-        let b = &b[panel * block.k * PANEL..][..block.k * PANEL];
+        let b = &b[panel * block.panel_stride * PANEL..][..block.k * PANEL];
         for row in 0..rows {
             let a = &a[row * block.a_stride..][..block.k];
             let sums = &mut sums[row][panel];
@@ -240,7 +255,7 @@ mod x86 {
         (rows, panels): (usize, usize),
         sums: &mut Sums,
     ) {
-        let (k, stride) = (block.k, block.a_stride);
+        let (k, stride, b) = (block.k, block.a_stride, Panels { start: b, stride: block.panel_stride });
         macro_rules! choose {
             ($($rows:literal)*) => {
                 match (rows, panels) {
@@ -259,13 +274,20 @@ mod x86 {
         choose!(1 2 3 4 5 6 7 8);
     }
 
+    /// Where packed panels begin, and how many k rows lie from one to the next.
+    #[derive(Clone, Copy)]
+    struct Panels {
+        start: *const f32,
+        stride: usize,
+    }
+
     /// # Safety
     /// As [`avx512`], with `ROWS` rows and `PANELS` panels.
     #[target_feature(enable = "avx512f")]
     unsafe fn avx512_tile<const ROWS: usize, const PANELS: usize>(
         a: *const f32,
         stride: usize,
-        b: *const f32,
+        b: Panels,
         k: usize,
         sums: &mut Sums,
     ) {
@@ -274,7 +296,7 @@ mod x86 {
             let mut columns = [_mm512_setzero_ps(); PANELS];
             for (panel, column) in columns.iter_mut().enumerate() {
                 // SAFETY: the caller promises `PANELS` panels of k times 16 values.
-                let values = unsafe { b.add((panel * k + p) * PANEL) };
+                let values = unsafe { b.start.add((panel * b.stride + p) * PANEL) };
                 // SAFETY: as above.
                 *column = unsafe { _mm512_loadu_ps(values) };
             }

@@ -16,6 +16,7 @@ pub mod attention;
 pub mod embed;
 pub mod linear;
 pub mod norm;
+pub mod position;
 pub mod reduce;
 
 use std::fmt;

@@ -1,8 +1,8 @@
-//! LayerNorm, `(x − mean)/√(variance + ε)·γ + β` over each row.
+//! Normalisation of each row: LayerNorm, `(x − mean)/√(variance + ε)·γ + β`, and RMSNorm, `x/√(mean(x²) + ε)·γ`.
 //!
-//! Two passes: the mean, then the mean of squared differences from it. Never E(x²) − mean², which cancels for rows
-//! whose mean is large against their spread. Sums run in sixteen fixed lanes, added up in a fixed order, so a row's
-//! bits depend on nothing but the row.
+//! LayerNorm takes two passes: the mean, then the mean of squared differences from it. Never E(x²) − mean², which
+//! cancels for rows whose mean is large against their spread. Sums run in sixteen fixed lanes, added up in a fixed
+//! order, so a row's bits depend on nothing but the row.
 
 use rayon::prelude::*;
 
@@ -12,18 +12,24 @@ const LANES: usize = 16;
 /// Rows of one task: enough work to be worth handing to another thread.
 const ROW_CHUNK: usize = 16;
 
-/// Scale, shift and epsilon of one LayerNorm.
+/// Scale, shift and epsilon of one normalisation.
 #[derive(Debug, Clone)]
-pub struct LayerNorm {
+pub struct Norm {
     gamma: Vec<f32>,
-    beta: Vec<f32>,
+    beta: Option<Vec<f32>>,
     epsilon: f32,
+    centred: bool,
 }
 
-impl LayerNorm {
-    /// `gamma` and `beta` have one value per column.
-    pub const fn new(gamma: Vec<f32>, beta: Vec<f32>, epsilon: f32) -> Self {
-        Self { gamma, beta, epsilon }
+impl Norm {
+    /// LayerNorm: `gamma` and `beta` have one value per column; some models have no `beta`.
+    pub const fn layer(gamma: Vec<f32>, beta: Option<Vec<f32>>, epsilon: f32) -> Self {
+        Self { gamma, beta, epsilon, centred: true }
+    }
+
+    /// RMSNorm, which subtracts no mean and has no shift (`T5LayerNorm` of transformers).
+    pub const fn root_mean_square(gamma: Vec<f32>, epsilon: f32) -> Self {
+        Self { gamma, beta: None, epsilon, centred: false }
     }
 
     /// Columns.
@@ -32,36 +38,43 @@ impl LayerNorm {
     }
 }
 
-/// `layer_norm(x + residual)`, row by row; both are `[rows, width]`.
-pub fn add_norm(isa: Isa, x: &[f32], residual: &[f32], norm: &LayerNorm) -> Vec<f32> {
-    let mut out = x.to_vec();
+/// Normalises every row of `x [rows, width]`.
+pub fn norm(isa: Isa, x: &[f32], norm: &Norm) -> Vec<f32> {
+    let mut out = vec![0.0; x.len()];
     let chunk = ROW_CHUNK * norm.width();
-    out.par_chunks_mut(chunk).zip(residual.par_chunks(chunk)).for_each(|(out, residual)| {
-        dispatch!(isa, add_norm_rows(out: &mut [f32], residual: &[f32], norm: &LayerNorm));
+    out.par_chunks_mut(chunk).zip(x.par_chunks(chunk)).for_each(|(out, x)| {
+        dispatch!(isa, norm_rows(out: &mut [f32], x: &[f32], norm: &Norm));
     });
     out
 }
 
 #[inline(always)]
-fn add_norm_rows<const FUSED: bool>(out: &mut [f32], residual: &[f32], norm: &LayerNorm) {
+fn norm_rows<const FUSED: bool>(out: &mut [f32], x: &[f32], norm: &Norm) {
     let width = norm.width();
-    for (out, residual) in out.chunks_exact_mut(width).zip(residual.chunks_exact(width)) {
-        for (x, residual) in out.iter_mut().zip(residual) {
-            *x += residual;
-        }
+    for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+        out.copy_from_slice(x);
         normalise::<FUSED>(out, norm);
     }
 }
 
 /// Normalises one row in place.
 #[inline(always)]
-pub(super) fn normalise<const FUSED: bool>(row: &mut [f32], norm: &LayerNorm) {
-    let scale = 1.0 / row.len() as f32;
-    let mean = lane_sum(row, |x| x) * scale;
-    let variance = lane_sum(row, |x| (x - mean) * (x - mean)) * scale;
+pub(super) fn normalise<const FUSED: bool>(row: &mut [f32], norm: &Norm) {
+    let share = 1.0 / row.len() as f32;
+    let mean = if norm.centred { lane_sum(row, |x| x) * share } else { 0.0 };
+    let variance = lane_sum(row, |x| (x - mean) * (x - mean)) * share;
     let inverse = 1.0 / (variance + norm.epsilon).sqrt();
-    for ((x, gamma), beta) in row.iter_mut().zip(&norm.gamma).zip(&norm.beta) {
-        *x = multiply_add::<FUSED>((*x - mean) * inverse, *gamma, *beta);
+    match &norm.beta {
+        Some(beta) => {
+            for ((x, gamma), beta) in row.iter_mut().zip(&norm.gamma).zip(beta) {
+                *x = multiply_add::<FUSED>((*x - mean) * inverse, *gamma, *beta);
+            }
+        }
+        None => {
+            for (x, gamma) in row.iter_mut().zip(&norm.gamma) {
+                *x = (*x - mean) * inverse * *gamma;
+            }
+        }
     }
 }
 
