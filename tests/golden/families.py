@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import family_bert
 import family_distilbert
+import family_jina
 import family_modernbert
 import family_mpnet
 import family_nomic
@@ -20,5 +21,6 @@ FAMILIES: list[Family] = [
     *family_t5.FAMILIES,
     *family_modernbert.FAMILIES,
     *family_nomic.FAMILIES,
+    *family_jina.FAMILIES,
     *family_variants.FAMILIES,
 ]

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -55,6 +56,9 @@ class Family:
     shards: int = 1
     # In front of every tensor's name, as files have it that were saved from a model with a head.
     prefix: str = ""
+
+    # Who computed, where it was not transformers; becomes part of the provenance.
+    oracle: ClassVar[str | None] = None
 
     def tokenizer(self) -> Tokenizer:
         raise NotImplementedError
