@@ -13,6 +13,10 @@ use std::time::Duration;
 use clap::builder::FalseyValueParser;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
+mod residency;
+
+pub use residency::ResidencyArgs;
+
 const ABOUT: &str = "An OpenAI-compatible embeddings server: right vectors, fast, on the hardware you have";
 
 const EXAMPLES: &str = "\
@@ -91,6 +95,8 @@ pub struct HealthArgs {
 pub struct ServeArgs {
     #[command(flatten)]
     pub models: ModelArgs,
+    #[command(flatten)]
+    pub residency: ResidencyArgs,
     #[command(flatten)]
     pub server: ServerArgs,
     #[command(flatten)]

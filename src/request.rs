@@ -1,5 +1,5 @@
 //! One embeddings request as a value: whatever exists as an [`EmbedRequest`] has passed every check that needs no
-//! tokenizer (counts, empty inputs, dimensions, truncation, byte caps).
+//! tokenizer (counts, empty inputs, dimensions, truncation, prompts).
 //!
 //! Plain types only: no JSON, no status codes, no clocks but the deadline that the caller brings. The wording that
 //! clients see lives in `http/error.rs`; here a failure is a [`RequestError`] that knows its place and its numbers.

@@ -32,6 +32,7 @@ pub struct Config {
     pub http: HttpConfig,
     pub requests: RequestConfig,
     pub batch: BatchConfig,
+    pub residency: ResidencyConfig,
     pub lifecycle: LifecycleConfig,
     pub source: SourceConfig,
 }
@@ -133,6 +134,26 @@ pub struct BatchConfig {
     pub isa: Isa,
 }
 
+/// Several models in one process: which have to work, and which are in memory.
+#[derive(Debug, Clone, Copy)]
+pub struct ResidencyConfig {
+    /// A model that fails does not stop the others.
+    pub keep_going: bool,
+    /// Models in memory at most; `None` = all.
+    pub max_models: Option<usize>,
+    /// Weights in memory at most, all models together.
+    pub max_bytes: Option<u64>,
+    /// A model that nobody has used for this long leaves memory.
+    pub idle_unload: Option<Duration>,
+    /// 2 s: when more models are busy than may be in memory, each keeps its place at least this long. Shorter turns
+    /// would spend more time on loading than on requests.
+    pub turn: Duration,
+    /// 1,024 requests waiting for one model to be loaded, as many as there are connections: further ones are refused.
+    pub max_waiting: usize,
+    /// 30 s before a failed model is tried again; doubles with each failure, up to twenty times as much.
+    pub retry_failed: Duration,
+}
+
 /// Start and stop.
 #[derive(Debug, Clone)]
 pub struct LifecycleConfig {
@@ -210,6 +231,7 @@ impl Config {
         lines.push(format!("{:#?}", self.http));
         lines.push(format!("{:#?}", self.requests));
         lines.push(format!("{:#?}", self.batch));
+        lines.push(format!("{:#?}", self.residency));
         lines.push(format!("{:#?}", self.lifecycle));
         lines.push(format!("{:#?}", self.source));
         lines.join("\n")

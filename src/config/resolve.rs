@@ -3,14 +3,15 @@
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::catalog::id::Revision;
 use crate::catalog::{self, CatalogError, ModelSpec, Names, SourceSpec};
-use crate::cli::{IsaArg, PoolingArg, RequestArgs, ServeArgs, ServerArgs, TokenArraysArg};
+use crate::cli::{IsaArg, PoolingArg, RequestArgs, ResidencyArgs, ServeArgs, ServerArgs, TokenArraysArg};
 use crate::config::environment::port;
 use crate::config::{
     ApiKey, BatchConfig, Config, ConfigError, DEFAULT_MODEL, DefaultPrompt, Environment, HttpConfig, LifecycleConfig,
-    RequestConfig, source,
+    RequestConfig, ResidencyConfig, source,
 };
 use crate::kernel::Isa;
 use crate::observe::secret::Secret;
@@ -28,8 +29,9 @@ impl Config {
         let names = names(args)?;
         let http = http(&args.server, environment)?;
         let (requests, batch) = (requests(args)?, batch(args)?);
+        let residency = residency(&args.residency)?;
         let lifecycle = LifecycleConfig { drain_delay: args.server.drain_delay, drain_grace: args.server.drain_grace };
-        Ok(Self { names, http, requests, batch, lifecycle, source: source(&args.source, environment)? })
+        Ok(Self { names, http, requests, batch, residency, lifecycle, source: source(&args.source, environment)? })
     }
 }
 
@@ -183,6 +185,23 @@ fn at_least_one(flag: &'static str, value: usize) -> Result<usize, ConfigError> 
         return Ok(value);
     }
     Err(ConfigError::Invalid { flag, value: value.to_string(), reason: "expected 1 or more".to_owned() })
+}
+
+fn residency(args: &ResidencyArgs) -> Result<ResidencyConfig, ConfigError> {
+    if args.idle_unload.is_some_and(|time| time.is_zero()) {
+        let reason = "expected a time above zero".to_owned();
+        return Err(ConfigError::Invalid { flag: "--idle-unload", value: "0".to_owned(), reason });
+    }
+    let positive = |value| at_least_one("--max-loaded-models", value);
+    Ok(ResidencyConfig {
+        keep_going: args.keep_going,
+        max_models: args.max_loaded_models.map(positive).transpose()?,
+        max_bytes: args.max_model_memory,
+        idle_unload: args.idle_unload,
+        turn: Duration::from_secs(2),
+        max_waiting: 1024,
+        retry_failed: Duration::from_secs(30),
+    })
 }
 
 fn http(args: &ServerArgs, environment: &Environment) -> Result<HttpConfig, ConfigError> {

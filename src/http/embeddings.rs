@@ -54,11 +54,11 @@ async fn answer(state: &HttpState, request: Request, account: &mut Account) -> R
     let metrics = state.engine.metrics.model(&slot.spec.id);
     metrics.parsed(account.timings.parse);
     let failed = |error| ApiError::from_engine(error, &name, received.elapsed());
-    let served = state.engine.served(slot).map_err(failed)?;
+    let deadline = received + state.requests.request_timeout;
+    let served = state.engine.lease(slot, deadline).await.map_err(failed)?;
     if !has_input {
         return Err(ApiError::MissingInput);
     }
-    let deadline = received + state.requests.request_timeout;
     let request = EmbedRequest::parse(name.clone(), raw, &served.limits, deadline)?;
     if let Some(refusal) = refusal {
         return Err(refusal.into());

@@ -9,7 +9,7 @@ use percent_encoding::percent_decode_str;
 use serde::Serialize;
 
 use crate::catalog::{ModelSpec, NameEntry};
-use crate::engine::{Slot, SlotState};
+use crate::engine::Slot;
 use crate::http::HttpState;
 use crate::http::error::ApiError;
 use crate::http::reply;
@@ -77,7 +77,7 @@ fn describe(state: &HttpState, entry: NameEntry) -> Option<Model> {
     })
 }
 
-/// What is enforced once a model is loaded, what its entry promises before.
+/// What is enforced once a model has been loaded, what its entry promises before.
 #[derive(Debug, Clone, Copy)]
 pub struct Effective {
     pub max_model_len: Option<usize>,
@@ -86,13 +86,9 @@ pub struct Effective {
 
 impl Effective {
     pub fn of(slot: &Slot, spec: &ModelSpec) -> Self {
-        match slot.state() {
-            SlotState::Ready(served) => {
-                Self { max_model_len: Some(served.limits.max_tokens), dimensions: Some(served.limits.dimensions) }
-            }
-            SlotState::Loading | SlotState::Failed { .. } => {
-                Self { max_model_len: spec.max_tokens, dimensions: spec.dimensions }
-            }
+        match slot.limits() {
+            Some(limits) => Self { max_model_len: Some(limits.max_tokens), dimensions: Some(limits.dimensions) },
+            None => Self { max_model_len: spec.max_tokens, dimensions: spec.dimensions },
         }
     }
 }

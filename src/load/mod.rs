@@ -4,6 +4,7 @@
 //! Runs on the loading thread. Everything that could make a vector silently wrong is an error here, before the model
 //! is called ready.
 
+pub mod memory;
 pub mod modules;
 pub mod verify;
 
@@ -22,7 +23,7 @@ use crate::batch::{Queue, QueueLimits};
 use crate::catalog::ModelSpec;
 use crate::catalog::id::RelPath;
 use crate::config::{BatchConfig, RequestConfig};
-use crate::engine::Served;
+use crate::engine::{Memory, Served};
 use crate::kernel::{Isa, Linear, PackedMatrix};
 use crate::observe::metrics::{Metrics, ModelInfo};
 use crate::observe::progress::LoadProgress;
@@ -79,6 +80,7 @@ pub struct Shared {
 #[derive(Debug)]
 pub struct Loaded {
     pub served: Served,
+    pub memory: Memory,
     pub thread: std::thread::JoinHandle<()>,
 }
 
@@ -132,7 +134,9 @@ pub fn load(
         pooling: modules.pooling_name(),
         dimensions: limits.dimensions,
     });
-    model_metrics.loaded(start.elapsed(), encoder.weight_bytes);
+    let memory = memory::measure(encoder.weight_bytes, &encoder.spec, budget.tokens);
+    model_metrics.loaded(start.elapsed(), memory.weight_bytes);
+    model_metrics.scratch(memory.scratch_bytes);
     tracing::info!(
         model = spec.id,
         architecture = encoder.architecture,
@@ -141,7 +145,8 @@ pub fn load(
         pooling = modules.pooling_name(),
         normalize = modules.is_normalized(),
         prompts = limits.prompts.named.len(),
-        weight_mib = encoder.weight_bytes >> 20,
+        weight_mib = memory.weight_bytes >> 20,
+        scratch_mib = memory.scratch_bytes >> 20,
         kernels = %shared.isa,
         batch_tokens = budget.tokens,
         forward_ms = forward.as_secs_f64() * 1e3,
@@ -152,7 +157,7 @@ pub fn load(
         QueueLimits { rows: batch.queue_rows, tokens: batch.queue_tokens, timeout: batch.queue_timeout, batch: budget };
     let queue = Queue::new(queue_limits, model_metrics);
     let runner = runner::spawn(&spec.id, computation, queue.clone(), batch.stall_limit, &shared.metrics)?;
-    Ok(Loaded { served: Served { limits, tokenizer, queue, runner: runner.info }, thread: runner.thread })
+    Ok(Loaded { served: Served { limits, tokenizer, queue, runner: runner.info }, memory, thread: runner.thread })
 }
 
 /// A catalogue entry that speaks of another kind of model than the folder holds was meant for other files.

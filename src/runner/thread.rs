@@ -41,7 +41,8 @@ pub enum BatchError {
 }
 
 impl Computation {
-    /// One forward pass over the rows, with panics caught.
+    /// One forward pass over the rows, with panics caught. The caller holds the turn, so that waiting for it does not
+    /// count as computing.
     ///
     /// # Errors
     /// The batch as a whole failed; which row is to blame is not known here.
@@ -52,7 +53,7 @@ impl Computation {
             let hidden = encoder.forward(&batch)?;
             Ok(head.finish(&hidden, &batch, shapes)?)
         };
-        match catch_unwind(AssertUnwindSafe(|| threads.turn(forward))) {
+        match catch_unwind(AssertUnwindSafe(|| threads.beside(forward))) {
             Ok(Ok(vectors)) => Ok(vectors),
             Ok(Err(EncoderError::OutOfMemory)) => Err(BatchError::OutOfMemory),
             Ok(Err(error)) => Err(BatchError::Failed(error)),
@@ -115,7 +116,11 @@ fn compute(
     let shapes: Vec<RowShape> = jobs.iter().map(Job::shape).collect();
     let (n_rows, n_tokens) = (rows.len(), rows.iter().map(|row| row.len()).sum());
     let start = Instant::now();
+    let threads = Arc::clone(&computation.threads);
     let results = isolate::run(&rows, &shapes, |rows, shapes| {
+        let _turn = threads.take_turn();
+        // The stall limit is for a forward pass, not for the batches of other models before it.
+        let _pass = queue.computing();
         computation.run(rows, shapes).inspect_err(|error| report(model, error, rows.len(), (metrics, model_metrics)))
     });
     let took = start.elapsed();

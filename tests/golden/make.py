@@ -85,6 +85,7 @@ def tiny_golden(family: Family, folder: Path, weights: dict[str, torch.Tensor]) 
     vectors, oracle_error = embed(model, items)
     assert_mistakes_are_visible(model, family, items, vectors)
     provenance = {"seed": family.seed, "stored_dtype": str(family.storage).removeprefix("torch.")}
+    provenance |= {"encoder": family.oracle} if family.oracle else {}
     return golden(family.name, folder, model, (items, vectors, oracle_error), provenance)
 
 

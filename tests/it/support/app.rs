@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use embedserve::catalog::{ModelSpec, Names};
 use embedserve::config::{ApiKey, BatchConfig, HttpConfig, RequestConfig};
-use embedserve::engine::{Engine, Served};
+use embedserve::engine::{Engine, FailedAt, Failure, Served};
 use embedserve::http;
 use embedserve::http::server::{self, ServeReport, ShutdownSignals, StopServing};
 use embedserve::load::{self, Shared};
@@ -191,7 +191,8 @@ impl TestApp {
                 Kind::Evil(evil) => evil_model(&model.spec, evil, setup, &shared),
                 Kind::Loading => continue,
                 Kind::Failed => {
-                    slot.set_failed("cannot read /secret/folder/model.safetensors".to_owned());
+                    let reason = "cannot read /secret/folder/model.safetensors".to_owned();
+                    slot.set_failed(Failure { at: FailedAt::Load, reason, retry_at: None });
                     continue;
                 }
             };
