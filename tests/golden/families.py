@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import family_bert
 import family_distilbert
+import family_gte
 import family_jina
 import family_modernbert
 import family_mpnet
@@ -21,6 +22,7 @@ FAMILIES: list[Family] = [
     *family_t5.FAMILIES,
     *family_modernbert.FAMILIES,
     *family_nomic.FAMILIES,
+    *family_gte.FAMILIES,
     *family_jina.FAMILIES,
     *family_variants.FAMILIES,
 ]

@@ -193,7 +193,9 @@ class Jina(Family):
         right = slopes(self.heads)
         return {
             "the other activation": lambda model: mistakes.attribute(
-                reference(model), "activation", nn.GELU(approximate="tanh") if self.feed_forward == "geglu" else nn.GELU()
+                reference(model),
+                "activation",
+                nn.GELU(approximate="tanh") if self.feed_forward == "geglu" else nn.GELU(),
             ),
             "no distances": lambda model: mistakes.attribute(reference(model), "slopes", [0.0] * self.heads),
             "slopes in another order": lambda model: mistakes.attribute(

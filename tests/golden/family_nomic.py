@@ -186,5 +186,7 @@ _PROMPTS = {
 FAMILIES = [
     # As nomic-embed-text-v1.5, with a limit beyond 512 tokens.
     Nomic("nomic-hub", 1601, layout="classic", normalize=False, positions=8192, max_tokens=600, prompts=_PROMPTS),
-    Nomic("nomic-current-config", 1602, layers=3, heads=2, intermediate=48, positions=128, base=500.0, hub_config=False),
+    Nomic(
+        "nomic-current-config", 1602, layers=3, heads=2, intermediate=48, positions=128, base=500.0, hub_config=False
+    ),
 ]

@@ -118,7 +118,9 @@ def embed(model: SentenceTransformer, items: list[Item]) -> tuple[list[np.ndarra
     for item, vector, right in distances:
         error = float(np.abs(right - vector).max())
         if error > ORACLE_ERROR * scale(vector):
-            raise AssertionError(f"the oracle's own error is {error:.1e}: its weights are too steep ({item.text[:40]!r})")
+            raise AssertionError(
+                f"the oracle's own error is {error:.1e}: its weights are too steep ({item.text[:40]!r})"
+            )
     return vectors, max(float(np.abs(right - vector).max()) for _, vector, right in distances)
 
 
