@@ -126,6 +126,9 @@ impl Oracle {
                 // candle lays out the bias of every pair of positions at once: gigabytes at the model's own limit.
                 fields.insert("max_position_embeddings".to_owned(), json!(longest));
                 complete(fields);
+                if fields.get("feed_forward_type") != Some(&json!("geglu")) {
+                    return none("candle-transformers computes Jina v2 with geglu only");
+                }
                 let config = serde_json::from_value(config)?;
                 Self::Jina(jina_bert::BertModel::new(weights(without_prefix)?, &config)?)
             }
