@@ -311,6 +311,12 @@ pub struct SourceArgs {
     /// Attempts per file
     #[arg(long, env = "EMBEDSERVE_DOWNLOAD_ATTEMPTS", default_value_t = 5, value_name = "N")]
     pub download_attempts: u32,
+    /// Files of one model fetched at once
+    #[arg(long, env = "EMBEDSERVE_DOWNLOAD_PARALLEL", default_value_t = 4, value_name = "N")]
+    pub download_parallel: usize,
+    /// Where a repository's main has no safetensors, refuse instead of taking the open pull request of the Hub's conversion bot
+    #[arg(long, env = "EMBEDSERVE_NO_CONVERSION_REVISION", value_parser = FalseyValueParser::new(), action = ArgAction::SetTrue)]
+    pub no_conversion_revision: bool,
     /// Command that fetches wheels; `download …` is appended
     #[arg(long, env = "EMBEDSERVE_PIP", default_value = "python3 -m pip", value_name = "COMMAND")]
     pub pip: String,

@@ -143,6 +143,11 @@ pub struct SourceConfig {
     pub stall_timeout: Duration,
     /// Longest time for one file, attempts together.
     pub file_timeout: Duration,
+    /// Files of one model fetched at once. Four: a second connection hides the pauses of the first, and more gain
+    /// nothing where the line is the limit and look like an attack where it is not.
+    pub parallel_files: usize,
+    /// Whether a branch that holds pickles only may be served from the Hub conversion bot's open pull request.
+    pub conversion_revision: bool,
     /// Attempts per file.
     pub attempts: u32,
     /// First pause between attempts; doubles, with a cap.

@@ -60,9 +60,16 @@ pub enum Cause {
     #[error("files are missing: {}", .files.join(", "))]
     Missing { files: Vec<String> },
     #[error(
-        "weights are needed as safetensors; only formats that can run code or are unsupported are offered: {found}"
+        "weights are needed as safetensors; only formats that can run code or are unsupported are offered: {found}; \
+         sentence-transformers converts them where the model is trusted: SentenceTransformer(\"...\").save(\"folder\")"
     )]
     Weights { found: String },
+    #[error(
+        "weights are needed as safetensors and {found} is never opened, since a pickle can run code; {reason}; name a \
+         revision that has safetensors (--revision refs/pr/N), or convert where the model is trusted and serve the \
+         folder: python3 -c 'from sentence_transformers import SentenceTransformer as S; S(\"{repo}\").save(\"model\")'"
+    )]
+    Pickled { repo: String, found: String, reason: String },
     #[error("cannot read {file}: {reason}")]
     Unreadable { file: String, reason: String },
     #[error("link leaves the model's folder: {file}")]
@@ -114,7 +121,7 @@ impl Cause {
             Self::TooLarge { .. } | Self::Size { .. } | Self::Space { .. } => "size",
             Self::Hash { .. } | Self::Damaged { .. } => "hash",
             Self::Name(_) | Self::Escape { .. } | Self::Archive { .. } => "unsafe",
-            Self::Missing { .. } | Self::Weights { .. } | Self::Unreadable { .. } => "content",
+            Self::Missing { .. } | Self::Weights { .. } | Self::Pickled { .. } | Self::Unreadable { .. } => "content",
             Self::Io { .. } => "io",
             Self::PipStart { .. } | Self::Pip { .. } => "pip",
         }

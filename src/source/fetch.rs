@@ -11,6 +11,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use http::{Method, Uri};
+use indicatif::MultiProgress;
 
 use crate::config::SourceConfig;
 use crate::observe::progress::LoadProgress;
@@ -26,6 +27,8 @@ pub(super) struct Context<'c> {
     pub config: &'c SourceConfig,
     pub progress: &'c LoadProgress,
     pub stop: &'c AtomicBool,
+    /// Where bars are drawn, if they are wanted: one per file under way.
+    pub bars: Option<&'c MultiProgress>,
     /// No file of this model is larger.
     pub max_file_bytes: u64,
     /// Whether some source has a complete copy on this machine already: then no server is worth waiting for.
@@ -138,7 +141,7 @@ pub(super) fn download(client: &Client, transfer: &Transfer<'_>, context: &Conte
     let folder = part.parent().unwrap_or(part);
     ensure_space(folder, size.saturating_sub(have))?;
     let patience = Patience::for_file(context.config);
-    let mut meter = Meter::start(context.progress, name, size, context.config.progress_bars);
+    let mut meter = Meter::start(context.progress, name, size, context.bars);
     // The place the endpoint redirects to; asked again when it stops answering, since such addresses expire.
     let mut direct = None;
     loop {

