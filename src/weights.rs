@@ -5,16 +5,18 @@
 //! part of the encoder was left unread, because a tensor that the configuration does not explain means that the
 //! vectors would be wrong. Stored f32, f16 and bf16 are accepted; all arithmetic is f32.
 
-#![expect(unsafe_code, reason = "one memory mapping of a verified file")]
+#![expect(unsafe_code, reason = "one memory mapping of a verified file, and giving its pages back")]
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Device, Shape, Tensor};
 use half::{bf16, f16};
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
+use rayon::prelude::*;
 use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorView};
 use thiserror::Error;
 
@@ -74,6 +76,21 @@ struct OpenFile {
     map: Mmap,
     metadata: Metadata,
     data_start: usize,
+}
+
+impl OpenFile {
+    /// Gives the pages of a tensor that was read back to the system: without this, a model would be in memory twice
+    /// while it is loaded, once mapped and once packed.
+    fn release(&self, bytes: Range<usize>) {
+        if bytes.is_empty() {
+            return;
+        }
+        // SAFETY: the mapping is shared and read-only; pages dropped from it are read from the file again when needed.
+        let advised = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, bytes.start, bytes.len()) };
+        if let Err(error) = advised {
+            tracing::debug!(%error, path = %self.path.display(), "the system keeps the pages of a tensor");
+        }
+    }
 }
 
 impl Weights {
@@ -176,7 +193,9 @@ impl Weights {
             reason: error.to_string(),
         };
         let view = TensorView::new(info.dtype, info.shape.clone(), data).map_err(format)?;
-        read(&view)
+        let result = read(&view);
+        file.release(file.data_start + start..file.data_start + end);
+        result
     }
 }
 
@@ -230,9 +249,21 @@ fn to_f32(name: &str, view: &TensorView<'_>) -> Result<Vec<f32>, WeightsError> {
     let bytes = view.data();
     #[expect(clippy::wildcard_enum_match_arm, reason = "every other dtype, of today or later, is refused")]
     match view.dtype() {
-        Dtype::F32 => Ok(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
-        Dtype::F16 => Ok(bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect()),
-        Dtype::BF16 => Ok(bytes.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect()),
+        Dtype::F32 => Ok(convert(bytes.as_chunks().0, f32::from_le_bytes)),
+        Dtype::F16 => Ok(convert(bytes.as_chunks().0, |b| f16::from_le_bytes(b).to_f32())),
+        Dtype::BF16 => Ok(convert(bytes.as_chunks().0, |b| bf16::from_le_bytes(b).to_f32())),
         dtype => Err(WeightsError::Dtype { name: name.to_owned(), dtype }),
     }
+}
+
+/// In parallel where that is worth it: the word table of a multilingual model has a gigabyte.
+fn convert<const N: usize>(stored: &[[u8; N]], value: impl Fn([u8; N]) -> f32 + Sync) -> Vec<f32> {
+    const SHARE: usize = 1 << 18;
+    let mut values = vec![0.0; stored.len()];
+    values.par_chunks_mut(SHARE).zip(stored.par_chunks(SHARE)).for_each(|(values, stored)| {
+        for (slot, stored) in values.iter_mut().zip(stored) {
+            *slot = value(*stored);
+        }
+    });
+    values
 }

@@ -2,15 +2,16 @@
 //! stand after each block or before it, as the family has them.
 
 use candle_core::{Device, Tensor};
+use rayon::prelude::*;
 
 use crate::arch::attention::{AttentionBlock, Places};
 use crate::arch::embeddings::Embeddings;
 use crate::arch::feed_forward::FeedForward;
 use crate::arch::packed::PackedBatch;
-use crate::arch::spec::{EncoderSpec, NormPlace};
+use crate::arch::spec::{EncoderSpec, LayerSpec, NormPlace};
 use crate::arch::{ArchError, Encoder, EncoderError, norm, position};
 use crate::kernel::{Isa, Normalise};
-use crate::weights::Weights;
+use crate::weights::{Weights, WeightsError};
 
 /// An encoder of any family.
 #[derive(Debug)]
@@ -34,7 +35,7 @@ struct Layer {
 }
 
 impl PackedEncoder {
-    /// Reads and packs every tensor of the encoder, layer by layer.
+    /// Reads and packs every tensor of the encoder, layers in parallel.
     ///
     /// # Errors
     /// A missing or misshapen tensor.
@@ -44,20 +45,12 @@ impl PackedEncoder {
         let rotations = position::rotations(spec);
         let mut position_bytes = bias.as_ref().map_or(0, |bias| bias.size_bytes());
         position_bytes += rotations.iter().flatten().map(|rotary| rotary.size_bytes()).max().unwrap_or(0);
-        let mut layers = Vec::with_capacity(spec.n_layers());
-        for (layer, (options, rotary)) in spec.layers.iter().zip(rotations).enumerate() {
-            let role = |block: &str| format!("layers.{layer}.{block}.norm");
-            let without_norm = layer == 0 && spec.norm_place == NormPlace::Before { first_attention: false };
-            let attention_norm =
-                (!without_norm).then(|| norm::load_op(spec, weights, &role("attention"), isa)).transpose()?;
-            let places = Places { bias: bias.clone(), rotary };
-            layers.push(Layer {
-                attention_norm,
-                attention: AttentionBlock::load(spec, weights, (layer, *options), places, isa)?,
-                feed_forward_norm: norm::load_op(spec, weights, &role("feed_forward"), isa)?,
-                feed_forward: FeedForward::load(spec, weights, layer, isa)?,
-            });
-        }
+        let layers: Result<Vec<Layer>, WeightsError> = (spec.layers.par_iter().zip(rotations).enumerate())
+            .map(|(layer, (options, rotary))| {
+                let places = Places { bias: bias.clone(), rotary };
+                Layer::load(spec, weights, (layer, *options), places, isa)
+            })
+            .collect();
         let last_norm = match spec.norm_place {
             NormPlace::After => None,
             NormPlace::Before { .. } => Some(norm::load_op(spec, weights, "norm", isa)?),
@@ -66,7 +59,7 @@ impl PackedEncoder {
             hidden_size: spec.hidden_size,
             norm_place: spec.norm_place,
             embeddings,
-            layers,
+            layers: layers?,
             last_norm,
             position_bytes,
         })
@@ -100,6 +93,25 @@ impl Encoder for PackedEncoder {
 }
 
 impl Layer {
+    fn load(
+        spec: &EncoderSpec,
+        weights: &Weights,
+        (layer, options): (usize, LayerSpec),
+        places: Places,
+        isa: Isa,
+    ) -> Result<Self, WeightsError> {
+        let role = |block: &str| format!("layers.{layer}.{block}.norm");
+        let without_norm = layer == 0 && spec.norm_place == NormPlace::Before { first_attention: false };
+        let attention_norm =
+            (!without_norm).then(|| norm::load_op(spec, weights, &role("attention"), isa)).transpose()?;
+        Ok(Self {
+            attention_norm,
+            attention: AttentionBlock::load(spec, weights, (layer, options), places, isa)?,
+            feed_forward_norm: norm::load_op(spec, weights, &role("feed_forward"), isa)?,
+            feed_forward: FeedForward::load(spec, weights, layer, isa)?,
+        })
+    }
+
     /// `norm(x + attention(x))`, then the same with the feed-forward network.
     fn normalised_after(&self, hidden: &Tensor, batch: &PackedBatch) -> candle_core::Result<Tensor> {
         let mut hidden = self.attention.forward(hidden, hidden, batch)?;

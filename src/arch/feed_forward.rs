@@ -7,7 +7,7 @@ use candle_core::{Result, Tensor};
 
 use crate::arch::attention::{load_matrix, load_stacked};
 use crate::arch::spec::EncoderSpec;
-use crate::kernel::{Activation, Gate, Isa, Linear};
+use crate::kernel::{Activation, Gate, Isa, Linear, PackedMatrix};
 use crate::weights::{Weights, WeightsError};
 
 /// One layer's feed-forward network.
@@ -32,7 +32,7 @@ impl FeedForward {
         let (hidden, width, options) = (spec.hidden_size, spec.intermediate_size, spec.feed_forward);
         let activation = options.activation;
         let (up, gate) = if options.gated {
-            let up = load_stacked(weights, &role, ("gate_up", &["gate", "up"]), (width, hidden), options.up_bias)?;
+            let up = load_gate_up(weights, &role, (width, hidden), options.up_bias)?;
             let up = Linear { weight: Arc::new(up), activation: Activation::None, isa };
             (up, Some(Gate { activation, isa }))
         } else {
@@ -59,4 +59,25 @@ impl FeedForward {
     pub fn size_bytes(&self) -> usize {
         self.up.weight.size_bytes() + self.down.weight.size_bytes()
     }
+}
+
+/// The activated half first, whichever way it is stored.
+fn load_gate_up(
+    weights: &Weights,
+    role: &str,
+    (width, hidden): (usize, usize),
+    has_bias: bool,
+) -> std::result::Result<PackedMatrix, WeightsError> {
+    let reversed = format!("{role}.up_gate");
+    if !weights.contains(&format!("{reversed}.weight")) {
+        return load_stacked(weights, role, ("gate_up", &["gate", "up"]), (width, hidden), has_bias);
+    }
+    let mut weight = weights.take(&format!("{reversed}.weight"), &[2 * width, hidden])?;
+    weight.rotate_left(width * hidden);
+    let bias = has_bias.then(|| weights.take(&format!("{reversed}.bias"), &[2 * width])).transpose()?;
+    let bias = bias.map(|mut bias| {
+        bias.rotate_left(width);
+        bias
+    });
+    Ok(PackedMatrix::pack(2 * width, hidden, &weight, bias))
 }

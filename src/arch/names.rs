@@ -7,7 +7,7 @@
 //! | `distance_bias.weight` | `[buckets, heads]` |
 //! | `layers.N.attention.{query,key,value}`, or `qkv` stacked in this order | `[inner, hidden]` |
 //! | `layers.N.attention.output` | `[hidden, inner]` |
-//! | `layers.N.feed_forward.up`, `gate`, or `gate_up` stacked in this order | `[intermediate, hidden]` |
+//! | `layers.N.feed_forward.up`, `gate`, or `gate_up` or `up_gate` stacked in this order | `[intermediate, hidden]` |
 //! | `layers.N.feed_forward.down` | `[hidden, intermediate]` |
 //! | `layers.N.attention.norm`, `layers.N.feed_forward.norm` | `[hidden]` |
 //!

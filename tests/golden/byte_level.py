@@ -30,10 +30,20 @@ def entries(first: Sequence[str], last: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(pieces))
 
 
-def tokenizer(
-    tokens: list[str], typed: Sequence[str], post_processor: dict[str, object], pre_tokenizer: dict[str, object]
-) -> Tokenizer:
-    described = {
+def tokenizer(tokens: list[str], typed: Sequence[str], parts: tuple[dict[str, object], dict[str, object]]) -> Tokenizer:
+    return build(described(tokens, typed, parts))
+
+
+def build(whole: dict[str, object]) -> Tokenizer:
+    return Tokenizer.from_str(json.dumps(whole))
+
+
+def described(
+    tokens: list[str], typed: Sequence[str], parts: tuple[dict[str, object], dict[str, object]]
+) -> dict[str, object]:
+    """The file of such a tokenizer; `parts` are what comes after and what before the pieces."""
+    post_processor, pre_tokenizer = parts
+    return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
@@ -58,4 +68,3 @@ def tokenizer(
             "merges": [list(pair) for pair in merges()],
         },
     }
-    return Tokenizer.from_str(json.dumps(described))

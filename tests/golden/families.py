@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import family_bert
 import family_distilbert
+import family_modernbert
 import family_mpnet
 import family_roberta
+import family_t5
 from family import Family
 
 FAMILIES: list[Family] = [
@@ -13,4 +15,6 @@ FAMILIES: list[Family] = [
     *family_mpnet.FAMILIES,
     *family_roberta.FAMILIES,
     *family_distilbert.FAMILIES,
+    *family_t5.FAMILIES,
+    *family_modernbert.FAMILIES,
 ]

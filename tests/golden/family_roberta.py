@@ -34,7 +34,7 @@ class Roberta(Family):
             "add_prefix_space": False,
         }
         splitter = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-        return byte_level.tokenizer(tokens, (*_FIRST, "<mask>"), frame, splitter)
+        return byte_level.tokenizer(tokens, (*_FIRST, "<mask>"), (frame, splitter))
 
     def tokenizer_config(self) -> dict[str, object]:
         return self._common_tokenizer_config() | {
@@ -80,6 +80,10 @@ class Roberta(Family):
         positions = torch.arange(self.positions).unsqueeze(0)
         heads = {"lm_head.bias": (40,), "lm_head.dense.weight": (32, 32), "lm_head.layer_norm.weight": (32,)}
         return {self.prefix + "embeddings.position_ids": positions} | random_tensors(heads)
+
+    def edit_config(self, described: dict[str, object]) -> None:
+        if self.prefix:
+            described["architectures"] = [described["architectures"][0].removesuffix("Model") + "ForMaskedLM"]
 
     def expected_limit(self) -> int:
         return self.max_tokens or self.positions - 2

@@ -85,6 +85,17 @@ def for_limit(limit: int, frame: int = 2) -> list[Item]:
     return [Item(text) for text in [*SHORT, *TYPED, *edges, *beyond]]
 
 
+def with_prompts(prompts: dict[str, str], plain: list[Item]) -> list[Item]:
+    """Some of the texts again under each named prompt, and under a prompt that no file names."""
+    chosen = [plain[index].text for index in (0, 2, 6, 10, 20)] + ["ry documents", max(plain, key=_length).text]
+    named = [Item(text, prompt_name=name) for name in prompts for text in chosen]
+    return [*named, *(Item(text, prompt="Represent this one: ") for text in chosen[:3]), Item(chosen[0], prompt="")]
+
+
+def _length(item: Item) -> int:
+    return len(item.text)
+
+
 def all_texts() -> list[str]:
     """In one fixed order; the stored vectors follow it."""
     return [*SHORT, *LONG, *EDGES]

@@ -2,6 +2,7 @@
 
 pub mod bert;
 pub mod distilbert;
+pub mod gte;
 pub mod jina;
 pub mod modernbert;
 pub mod mpnet;
@@ -38,6 +39,7 @@ pub fn find(model_type: &str, config: &Value) -> Option<Family> {
         "mpnet" => Some(mpnet::FAMILY),
         "t5" => Some(t5::FAMILY),
         "modernbert" => Some(modernbert::FAMILY),
+        "gte" | "new" => Some(gte::FAMILY),
         "nomic_bert" => Some(nomic::FAMILY),
         _ => None,
     }

@@ -1,0 +1,118 @@
+//! GTE's own encoder (`model_type` "gte", and "new" in repositories that name Python code in `auto_map`): rotary
+//! positions, gated GELU feed-forward, LayerNorm after each block, biases everywhere but in the gate.
+//!
+//! Reference: `GteModel` of Hugging Face transformers 5. Of the code behind `auto_map` the plain computation is
+//! implemented; scaled rotations, windows of its own and logarithmic scores are refused by name.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::bert::MAX_LAYERS;
+use super::{Family, activation, heads, must_be, read, rotary_base, single, unsupported};
+use crate::arch::ArchError;
+use crate::arch::names::TensorNames;
+use crate::arch::spec::{AttentionSpec, EncoderSpec, FeedForwardSpec, LayerSpec, NormKind, NormPlace, NormSpec};
+
+pub const FAMILY: Family = Family {
+    spec,
+    names: TensorNames {
+        prefixes: &["new."],
+        stems: &[
+            ("embeddings.word_embeddings", "embeddings.word"),
+            ("embeddings.token_type_embeddings", "embeddings.token_type"),
+            ("embeddings.LayerNorm", "embeddings.norm"),
+            ("encoder.layer.#.attention.qkv_proj", "layers.#.attention.qkv"),
+            ("encoder.layer.#.attention.o_proj", "layers.#.attention.output"),
+            ("encoder.layer.#.attn_ln", "layers.#.attention.norm"),
+            ("encoder.layer.#.mlp.up_gate_proj", "layers.#.feed_forward.up_gate"),
+            ("encoder.layer.#.mlp.down_proj", "layers.#.feed_forward.down"),
+            ("encoder.layer.#.mlp_ln", "layers.#.feed_forward.norm"),
+        ],
+        roots: &["embeddings.", "encoder."],
+        surplus: &["embeddings.position_ids"],
+    },
+    stand_in: None,
+    remote_class: Some("New"),
+};
+
+#[derive(Debug, Deserialize)]
+struct GteConfig {
+    hidden_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    intermediate_size: usize,
+    vocab_size: usize,
+    max_position_embeddings: usize,
+    #[serde(default)]
+    type_vocab_size: usize,
+    #[serde(default = "gelu")]
+    hidden_act: String,
+    #[serde(default = "epsilon")]
+    layer_norm_eps: f64,
+    layer_norm_type: Option<String>,
+    position_embedding_type: Option<String>,
+    rope_theta: Option<f64>,
+    rope_scaling: Option<Value>,
+    rope_parameters: Option<RopeParameters>,
+    #[serde(default)]
+    logn_attention_scale: bool,
+}
+
+#[derive(Debug, Deserialize)]
+struct RopeParameters {
+    rope_type: Option<String>,
+    rope_theta: Option<f64>,
+}
+
+fn gelu() -> String {
+    "gelu".to_owned()
+}
+
+const fn epsilon() -> f64 {
+    1e-12
+}
+
+fn spec(value: &Value) -> Result<EncoderSpec, ArchError> {
+    let config: GteConfig = read(value)?;
+    let expected = [
+        ("position_embedding_type", &config.position_embedding_type, "rope"),
+        ("layer_norm_type", &config.layer_norm_type, "layer_norm"),
+        ("rope_parameters.rope_type", &config.rope_parameters.as_ref().and_then(|r| r.rope_type.clone()), "default"),
+    ];
+    for (field, found, implemented) in expected {
+        if let Some(other) = found.as_ref().filter(|found| *found != implemented) {
+            return Err(unsupported(field, other));
+        }
+    }
+    must_be("logn_attention_scale", config.logn_attention_scale, false)?;
+    if let Some(scaling) = config.rope_scaling.as_ref().filter(|scaling| !scaling.is_null()) {
+        return Err(unsupported("rope_scaling", scaling));
+    }
+    let base = config.rope_parameters.as_ref().and_then(|rope| rope.rope_theta).or(config.rope_theta);
+    let base = rotary_base("rope_theta", base.unwrap_or(160_000.0))?;
+    let (head_size, scale) = heads(config.hidden_size, config.num_attention_heads);
+    let layer = LayerSpec { window: None, rotary_base: Some(base) };
+    Ok(EncoderSpec {
+        hidden_size: config.hidden_size,
+        n_heads: config.num_attention_heads,
+        head_size,
+        intermediate_size: config.intermediate_size,
+        vocab_size: config.vocab_size,
+        max_tokens: config.max_position_embeddings,
+        usual_tokens: config.max_position_embeddings,
+        position_table: None,
+        distance_bias: None,
+        token_types: config.type_vocab_size,
+        norm: NormSpec { kind: NormKind::Layer, epsilon: single(config.layer_norm_eps) },
+        norm_place: NormPlace::After,
+        embedding_norm: true,
+        attention: AttentionSpec { input_bias: true, output_bias: true, scale },
+        feed_forward: FeedForwardSpec {
+            activation: activation("hidden_act", &config.hidden_act)?,
+            gated: true,
+            up_bias: false,
+            down_bias: true,
+        },
+        layers: vec![layer; config.num_hidden_layers.min(MAX_LAYERS + 1)],
+    })
+}
