@@ -15,7 +15,7 @@ use thiserror::Error;
 
 pub use downloads::source;
 pub use environment::{Environment, health_port, log};
-pub use resolve::{addresses, catalogue, is_loopback};
+pub use resolve::{addresses, at_revision, catalogue, is_loopback};
 
 use crate::catalog::{CatalogError, Names, SourceSpec};
 use crate::kernel::Isa;

@@ -228,7 +228,7 @@ impl Discussion {
     }
 }
 
-pub(super) const MAIN: &str = "main";
+pub(in crate::source) const MAIN: &str = "main";
 /// The account of the Hub's operators that converts weights, and how it names its requests.
 const BOT: &str = "SFconvertbot";
 const TITLE: &str = "Adding `safetensors` variant of this model";

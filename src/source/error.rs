@@ -78,6 +78,8 @@ pub enum Cause {
     Io { action: &'static str, path: PathBuf, source: std::io::Error },
     #[error("not enough space in {}: {needed} bytes are needed, {free} are free", .path.display())]
     Space { path: PathBuf, needed: u64, free: u64 },
+    #[error("{} needs {needed} bytes, and this process may write files of {limit} only (ulimit -f)", .path.display())]
+    FileLimit { path: PathBuf, needed: u64, limit: u64 },
     #[error("cannot start {program}: {source}")]
     PipStart { program: String, source: std::io::Error },
     #[error("pip failed with {status}: {message}")]
@@ -118,7 +120,7 @@ impl Cause {
             Self::Offline { .. } => "offline",
             Self::Status { .. } | Self::Protocol { .. } | Self::Unreachable { .. } | Self::Redirect { .. } => "http",
             Self::Stalled { .. } | Self::Cut { .. } | Self::Deadline { .. } => "timeout",
-            Self::TooLarge { .. } | Self::Size { .. } | Self::Space { .. } => "size",
+            Self::TooLarge { .. } | Self::Size { .. } | Self::Space { .. } | Self::FileLimit { .. } => "size",
             Self::Hash { .. } | Self::Damaged { .. } => "hash",
             Self::Name(_) | Self::Escape { .. } | Self::Archive { .. } => "unsafe",
             Self::Missing { .. } | Self::Weights { .. } | Self::Pickled { .. } | Self::Unreadable { .. } => "content",

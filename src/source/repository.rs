@@ -114,6 +114,11 @@ impl<'m> Repository<'m> {
         self.cache.blob_path(etag.as_str())
     }
 
+    /// Where the links of a snapshot lead.
+    pub(super) fn blobs(&self) -> PathBuf {
+        self.root.join("blobs")
+    }
+
     /// The snapshot's files, if all are there. Nothing is hashed.
     pub(super) fn files(&self, commit: &Revision) -> Result<Files, Cause> {
         let snapshot = self.snapshot(commit);
@@ -148,7 +153,7 @@ impl<'m> Repository<'m> {
 
     /// Waits until nobody else works on this blob.
     pub(super) fn lock(&self, name: &str, stop: &AtomicBool) -> Result<Lock, Cause> {
-        create_folder(&self.root.join("blobs"))?;
+        create_folder(&self.blobs())?;
         Lock::wait(&self.locks.join(format!("{name}.lock")), stop)
     }
 
@@ -182,7 +187,7 @@ impl<'m> Repository<'m> {
     }
 
     fn folder(&self, commit: &Revision) -> Result<Folder, Cause> {
-        Folder::open(&self.snapshot(commit), &[self.root.join("blobs")])
+        Folder::open(&self.snapshot(commit), &[self.blobs()])
     }
 }
 

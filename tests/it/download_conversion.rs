@@ -128,7 +128,7 @@ fn what_is_not_the_bots_open_request_is_not_taken() {
         discussion,
     ];
     for impostor in impostors {
-        let (hub, machine) = hub_with(repository(), &[impostor.clone()]);
+        let (hub, machine) = hub_with(repository(), std::slice::from_ref(&impostor));
         let message = refusal(&hub, &machine.config);
         assert!(message.contains("no open pull request"), "{impostor}: {message}");
         assert!(!hub.asked().iter().any(|asked| asked.path.contains("refs%2Fpr")), "{impostor}");
