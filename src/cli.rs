@@ -14,8 +14,10 @@ use clap::builder::FalseyValueParser;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 mod files;
+mod residency;
 
 pub use files::{BundleCommand, ExportArgs, ImportArgs, PullArgs, SourceArgs};
+pub use residency::ResidencyArgs;
 
 const ABOUT: &str = "An OpenAI-compatible embeddings server: right vectors, fast, on the hardware you have";
 
@@ -59,16 +61,22 @@ pub enum Command {
 pub enum ModelsCommand {
     /// List the models of the catalogue and which of them are cached
     List(SourceArgs),
-    /// Compare a model's vectors with a second implementation; exit 1 when they differ by more than 1e-5
-    Verify {
-        /// Catalogue ids or aliases, Hub ids, or directories [default: the default model]
-        models: Vec<String>,
-        #[command(flatten)]
-        source: SourceArgs,
-    },
+    /// Compare models' vectors with published ones and with a second implementation; exit 1 when they differ
+    Verify(VerifyArgs),
     /// Fetch models into the cache and verify them
     #[command(visible_alias = "download", after_help = files::EXIT_CODES)]
     Pull(PullArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// Catalogue ids or aliases, Hub ids, or directories [default: the default model]
+    pub models: Vec<String>,
+    /// JSON file with further reference vectors of the one model named (see README); repeatable
+    #[arg(long, env = "EMBEDSERVE_REFERENCE", value_delimiter = ',', value_name = "FILE")]
+    pub reference: Vec<PathBuf>,
+    #[command(flatten)]
+    pub source: SourceArgs,
 }
 
 #[derive(Debug, Args)]
@@ -86,6 +94,8 @@ pub struct HealthArgs {
 pub struct ServeArgs {
     #[command(flatten)]
     pub models: ModelArgs,
+    #[command(flatten)]
+    pub residency: ResidencyArgs,
     #[command(flatten)]
     pub server: ServerArgs,
     #[command(flatten)]
@@ -229,6 +239,15 @@ pub struct RequestArgs {
     #[arg(long, visible_alias = "truncate", env = "EMBEDSERVE_AUTO_TRUNCATE", value_parser = FalseyValueParser::new(),
           action = ArgAction::SetTrue)]
     pub auto_truncate: bool,
+    /// Prompt, by its name, that goes before inputs of requests that choose none, where models.toml names none
+    #[arg(long, env = "EMBEDSERVE_DEFAULT_PROMPT_NAME", value_name = "NAME", conflicts_with = "default_prompt")]
+    pub default_prompt_name: Option<String>,
+    /// The same, as the text itself
+    #[arg(long, env = "EMBEDSERVE_DEFAULT_PROMPT", value_name = "TEXT")]
+    pub default_prompt: Option<String>,
+    /// Let `dimensions` cut the vectors of every model, also of those that were not trained for it
+    #[arg(long, env = "EMBEDSERVE_ALLOW_DIMENSIONS", value_parser = FalseyValueParser::new(), action = ArgAction::SetTrue)]
+    pub allow_dimensions: bool,
     /// Embed empty strings instead of refusing them
     #[arg(long, env = "EMBEDSERVE_ALLOW_EMPTY_INPUT", value_parser = FalseyValueParser::new(), action = ArgAction::SetTrue)]
     pub allow_empty_input: bool,

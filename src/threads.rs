@@ -2,8 +2,11 @@
 //!
 //! The size comes from the affinity mask and the cgroup quota (both are what
 //! [`std::thread::available_parallelism`] reads), never from the number of physical cores. Every model's forward
-//! pass runs inside the same pool, in turns of one batch, first come first served, so that three models on two cores
-//! do not become six threads.
+//! pass runs inside the same pool, in turns of one batch, so that three models on two cores do not become six threads.
+//!
+//! Turns are taken in the order in which they were asked for. A device thread asks for one at a time, so this is
+//! round-robin over the models that have work: a flooded model goes to the back of the line after each of its batches,
+//! and any other waits for one batch of each at most.
 
 use std::sync::{Condvar, Mutex, PoisonError};
 
@@ -63,27 +66,28 @@ impl Threads {
         self.pool.install(work)
     }
 
+    /// Waits until every batch that asked earlier is done.
+    pub fn take_turn(&self) -> Turn<'_> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        let ticket = turns.next_ticket;
+        turns.next_ticket += 1;
+        while turns.now_serving != ticket {
+            turns = self.next.wait(turns).unwrap_or_else(PoisonError::into_inner);
+        }
+        Turn(self)
+    }
+
     /// Runs one batch's work inside the pool, after every batch that asked earlier.
     pub fn turn<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        let _turn = Turn::wait(self);
+        let _turn = self.take_turn();
         self.pool.install(work)
     }
 }
 
 /// Held while a batch computes; dropped even when the batch panics, so that a panic cannot stop the other models.
-struct Turn<'a>(&'a Threads);
-
-impl<'a> Turn<'a> {
-    fn wait(threads: &'a Threads) -> Self {
-        let mut turns = threads.turns.lock().unwrap_or_else(PoisonError::into_inner);
-        let ticket = turns.next_ticket;
-        turns.next_ticket += 1;
-        while turns.now_serving != ticket {
-            turns = threads.next.wait(turns).unwrap_or_else(PoisonError::into_inner);
-        }
-        Turn(threads)
-    }
-}
+#[derive(Debug)]
+#[must_use = "the turn ends when this is dropped"]
+pub struct Turn<'a>(&'a Threads);
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
@@ -94,6 +98,8 @@ impl Drop for Turn<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
 
     #[test]
@@ -104,5 +110,37 @@ mod tests {
         }));
         assert!(panicked.is_err());
         assert_eq!(threads.turn(rayon::current_num_threads), 2);
+    }
+
+    /// Waits until `n` turns have been asked for since the start.
+    fn asked(threads: &Threads, n: u64) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while threads.turns.lock().unwrap().next_ticket < n {
+            assert!(Instant::now() < deadline, "nobody asked for turn {n}");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_flooded_model_waits_behind_every_other_one_after_each_batch() {
+        let threads = Threads::new(1).unwrap();
+        let order = Mutex::new(Vec::new());
+        // A model with `batches` batches to compute asks again the moment one is done.
+        let model = |name: char, batches: usize| {
+            for _ in 0..batches {
+                threads.turn(|| order.lock().unwrap().push(name));
+            }
+        };
+        std::thread::scope(|scope| {
+            let first = threads.take_turn();
+            scope.spawn(|| model('a', 3));
+            asked(&threads, 2);
+            scope.spawn(|| model('b', 1));
+            asked(&threads, 3);
+            scope.spawn(|| model('c', 1));
+            asked(&threads, 4);
+            drop(first);
+        });
+        assert_eq!(*order.lock().unwrap(), ['a', 'b', 'c', 'a', 'a']);
     }
 }

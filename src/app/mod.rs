@@ -1,12 +1,13 @@
 //! Builds everything from the configuration and owns the order in which it starts and stops.
 //!
-//! Start: logs, configuration, socket, engine (every model loading), server, then the models one after the other on a
-//! loading thread. The socket answers from the first moment: live, not ready, 503 with progress.
+//! Start: logs, configuration, socket, engine (every model loading), server, then the models: one thread obtains their
+//! files, another loads them, one after the other. The socket answers from the first moment: live, not ready, 503 with progress.
 //! Stop: SIGTERM or SIGINT makes the server say that it is not ready; after the drain delay it accepts nothing more;
 //! what was accepted finishes within the grace period; then queues close and device threads end. A second signal
 //! ends the process at once.
 
 mod commands;
+mod loading;
 mod serve;
 
 use std::io::Write;
@@ -59,7 +60,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             log::init(&config::log(&cli.serve.logs, &environment));
             match command {
                 ModelsCommand::List(source) => commands::list(&source, &environment),
-                ModelsCommand::Verify { models, source } => commands::verify(&models, &source, &environment),
+                ModelsCommand::Verify(args) => commands::verify(&args, &cli.serve, &environment),
                 ModelsCommand::Pull(args) => commands::pull(&args, &environment),
             }
         }

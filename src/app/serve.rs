@@ -4,21 +4,21 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
 
+use crate::app::loading::{self, Loading, StartOutcome};
 use crate::cli::ServeArgs;
-use crate::config::{self, Config, Environment};
-use crate::engine::{Engine, Slot, SlotState};
+use crate::config::{self, Config, Environment, ResidencyConfig};
+use crate::engine::residency::Limits;
+use crate::engine::{Engine, Policy};
 use crate::http;
 use crate::http::server::{self, ServeReport, ShutdownSignals, StopServing};
-use crate::load::{self, Shared};
+use crate::load::{Shared, memory};
 use crate::observe::log;
-use crate::observe::metrics::{Metrics, ModelState};
+use crate::observe::metrics::Metrics;
 use crate::source;
 use crate::threads::Threads;
 use crate::tokenize::workers::Workers;
@@ -27,8 +27,8 @@ use crate::tokenize::workers::Workers;
 const RUNTIME_THREADS: usize = 2;
 /// The signal of Ctrl-C.
 const INTERRUPT: &str = "SIGINT";
-/// How long a stopping process waits for a device thread to finish its last batch.
-const DEVICE_JOIN: Duration = Duration::from_secs(2);
+/// How long a stopping process waits for a load or for a device thread's last batch.
+const THREADS_JOIN: Duration = Duration::from_secs(2);
 
 /// Resolves the configuration, serves until told to stop, drains.
 pub(super) fn run(args: &ServeArgs, environment: &Environment) -> anyhow::Result<ExitCode> {
@@ -36,7 +36,7 @@ pub(super) fn run(args: &ServeArgs, environment: &Environment) -> anyhow::Result
     super::log_panics();
     let config = Config::resolve(args, environment)?;
     if args.print_config {
-        writeln!(std::io::stdout(), "{}", config.describe())?;
+        writeln!(std::io::stdout(), "{}\n{}", config.describe(), memory_estimate(&config))?;
         return Ok(ExitCode::SUCCESS);
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -49,6 +49,19 @@ pub(super) fn run(args: &ServeArgs, environment: &Environment) -> anyhow::Result
     // A blocking task that is still running must not keep a drained process alive.
     runtime.shutdown_timeout(Duration::from_millis(200));
     Ok(code)
+}
+
+/// What the models would need, as far as their files are on this machine: nothing is fetched for it.
+fn memory_estimate(config: &Config) -> String {
+    let (mut lines, mut total) = (Vec::new(), 0);
+    for spec in config.names.models() {
+        let estimate = source::cached(spec, &config.source).and_then(|folder| memory::estimate(&folder.path).ok());
+        total += estimate.unwrap_or(0);
+        let shown = estimate.map_or_else(|| "not on this machine".to_owned(), |bytes| format!("{} MiB", bytes >> 20));
+        lines.push(format!("weights in memory    = {shown} ({})", spec.id));
+    }
+    lines.push(format!("weights together     = {} MiB", total >> 20));
+    lines.join("\n")
 }
 
 async fn serve(config: Config) -> anyhow::Result<ExitCode> {
@@ -91,17 +104,7 @@ pub struct Running {
     config: Config,
     stop_serving: StopServing,
     server: tokio::task::JoinHandle<ServeReport>,
-    stop_loading: Arc<AtomicBool>,
-    loader: std::thread::JoinHandle<Vec<std::thread::JoinHandle<()>>>,
-    loaded: watch::Receiver<LoadOutcome>,
-}
-
-/// How far the loading thread has come.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum LoadOutcome {
-    Working,
-    Done,
-    Failed(String),
+    loading: Loading,
 }
 
 /// Starts serving on `listener`: the socket answers at once, the models load behind it.
@@ -118,7 +121,7 @@ pub fn start(config: Config, listener: TcpListener) -> anyhow::Result<Running> {
     metrics.threads("tokenize", config.batch.threads);
     let workers = Workers::new(config.batch.threads, &metrics)?;
     let shared = Shared { threads, workers, metrics: Arc::clone(&metrics), isa: config.batch.isa };
-    let engine = Arc::new(Engine::new(config.names.clone(), metrics));
+    let engine = Arc::new(Engine::with(config.names.clone(), metrics, policy(config.residency)));
 
     let (stop_serving, signals) = ShutdownSignals::new(config.lifecycle.drain_grace);
     let router = http::router(Arc::clone(&engine), &config.http, &config.requests);
@@ -126,71 +129,27 @@ pub fn start(config: Config, listener: TcpListener) -> anyhow::Result<Running> {
     #[expect(clippy::disallowed_methods, reason = "the one server task; `stop` waits for it")]
     let server = tokio::spawn(async move { server::serve(listener, router, &http, metrics, signals).await });
 
-    let stop_loading = Arc::new(AtomicBool::new(false));
-    let (outcome, loaded) = watch::channel(LoadOutcome::Working);
-    let loader = {
-        let (engine, config, stop) = (Arc::clone(&engine), config.clone(), Arc::clone(&stop_loading));
-        let load = move || load_all(&engine, &config, &shared, &stop, &outcome);
-        std::thread::Builder::new().name("load".to_owned()).spawn(load)?
-    };
-    Ok(Running { address, engine, config, stop_serving, server, stop_loading, loader, loaded })
+    let loading = loading::start(&engine, config.clone(), shared)?;
+    Ok(Running { address, engine, config, stop_serving, server, loading })
 }
 
-/// Obtains and loads every model in turn; the first failure ends the process.
-fn load_all(
-    engine: &Engine,
-    config: &Config,
-    shared: &Shared,
-    stop: &AtomicBool,
-    outcome: &watch::Sender<LoadOutcome>,
-) -> Vec<std::thread::JoinHandle<()>> {
-    let mut threads = Vec::new();
-    for slot in engine.slots() {
-        if stop.load(Ordering::Relaxed) {
-            return threads;
-        }
-        match load_one(slot, config, shared, stop) {
-            Ok(thread) => threads.push(thread),
-            Err(error) => {
-                let reason = format!("cannot serve {}: {error:#}", slot.spec.id);
-                engine.metrics.model(&slot.spec.id).set_state(ModelState::Dead);
-                slot.set_failed(format!("{error:#}"));
-                let _ = outcome.send(LoadOutcome::Failed(reason));
-                return threads;
-            }
-        }
-    }
-    let _ = outcome.send(LoadOutcome::Done);
-    threads
-}
-
-fn load_one(
-    slot: &Slot,
-    config: &Config,
-    shared: &Shared,
-    stop: &AtomicBool,
-) -> anyhow::Result<std::thread::JoinHandle<()>> {
-    let folder = source::obtain(&slot.spec, &config.source, &slot.progress, stop)?;
-    let revision = folder.revision.as_deref();
-    let settings = (&config.requests, &config.batch);
-    let loaded = load::load(&slot.spec, &folder.path, revision, settings, (shared, &slot.progress))?;
-    slot.set_ready(Arc::new(loaded.served));
-    shared.metrics.model(&slot.spec.id).set_state(ModelState::Ready);
-    Ok(loaded.thread)
+const fn policy(config: ResidencyConfig) -> Policy {
+    let ResidencyConfig { keep_going, max_models, max_bytes, idle_unload, turn, max_waiting, .. } = config;
+    Policy { residency: Limits { max_models, max_bytes, idle_unload, turn }, max_waiting, keep_going }
 }
 
 impl Running {
-    /// Waits until every model serves.
+    /// Waits until every model serves; with `--keep-going`, until each does or has failed.
     ///
     /// # Errors
-    /// Why one of them does not.
+    /// Why one of them does not, or why none does.
     pub async fn ready(&self) -> Result<(), String> {
-        let mut loaded = self.loaded.clone();
-        let outcome = loaded.wait_for(|outcome| *outcome != LoadOutcome::Working).await;
+        let mut outcome = self.loading.outcome.clone();
+        let outcome = outcome.wait_for(|outcome| *outcome != StartOutcome::Working).await;
         match outcome.as_deref() {
-            Ok(LoadOutcome::Failed(reason)) => Err(reason.clone()),
-            Ok(LoadOutcome::Done) => Ok(()),
-            Ok(LoadOutcome::Working) | Err(_) => Err("the loading thread ended".to_owned()),
+            Ok(StartOutcome::Failed(reason)) => Err(reason.clone()),
+            Ok(StartOutcome::Done) => Ok(()),
+            Ok(StartOutcome::Working) | Err(_) => Err("the loading thread ended".to_owned()),
         }
     }
 
@@ -206,34 +165,21 @@ impl Running {
     /// Drains and stops; returns how many connections the grace period cut off. For `delay` the server is not ready but
     /// still accepts.
     pub async fn stop(self, delay: Duration) -> usize {
-        self.stop_loading.store(true, Ordering::Relaxed);
         self.engine.leave();
+        self.loading.stop_fetching();
         // Balancers look at readiness before they stop sending; until then they are served.
         tokio::time::sleep(delay).await;
         self.engine.drain();
         self.stop_serving.stop();
+        // Requests that wait for a model are served like all others: the loading thread goes on until they are done.
         let cut = self.server.await.map_or(0, |report| report.cut);
-        for slot in self.engine.slots() {
-            if let SlotState::Ready(served) = slot.state() {
-                served.queue.close();
-            }
+        let loading = self.loading;
+        // Threads end when their work does; one that hangs is left behind, the process ends anyway.
+        let join = tokio::task::spawn_blocking(move || loading.join());
+        if tokio::time::timeout(THREADS_JOIN, join).await.is_err() {
+            tracing::warn!("a device or loading thread did not end in time");
         }
-        join_device_threads(self.loader).await;
         cut
-    }
-}
-
-/// Device threads end when their queues are closed; one that hangs is left behind, the process ends anyway.
-async fn join_device_threads(loader: std::thread::JoinHandle<Vec<std::thread::JoinHandle<()>>>) {
-    let join = tokio::task::spawn_blocking(move || {
-        let threads = loader.join().unwrap_or_default();
-        for thread in threads {
-            // A device thread that panicked has said so already.
-            let _ = thread.join();
-        }
-    });
-    if tokio::time::timeout(DEVICE_JOIN, join).await.is_err() {
-        tracing::warn!("a device or loading thread did not end in time");
     }
 }
 

@@ -16,7 +16,7 @@ use thiserror::Error;
 pub use job::{Answered, Job, JoinError, Row, RowFailure, Tickets};
 
 use crate::observe::metrics::{ModelMetrics, Refusal};
-use crate::request::Dimensions;
+use crate::request::{Dimensions, TokenRow};
 use job::{Abandon, pair};
 use plan::{Backlog, Budget};
 
@@ -64,8 +64,10 @@ struct State {
     closed: bool,
     /// Tokens computed per second, smoothed; 0 until the first batch.
     tokens_per_second: f64,
-    /// When the batch that is computing was taken.
-    busy_since: Option<Instant>,
+    /// The device thread has a batch that is not done.
+    busy: bool,
+    /// When the forward pass that is computing began.
+    computing_since: Option<Instant>,
 }
 
 impl Queue {
@@ -83,13 +85,15 @@ impl Queue {
     ///
     /// # Errors
     /// Full, closed, or more than could ever fit.
-    pub fn submit(&self, rows: Vec<Vec<u32>>, dimensions: Dimensions) -> Result<Tickets, SubmitError> {
+    pub fn submit(&self, rows: Vec<TokenRow>, dimensions: Dimensions) -> Result<Tickets, SubmitError> {
         let limits = self.shared.limits;
-        let (n_rows, n_tokens) = (rows.len(), rows.iter().map(Vec::len).sum::<usize>());
+        let (n_rows, n_tokens) = (rows.len(), rows.iter().map(|row| row.ids.len()).sum::<usize>());
         if n_rows > limits.rows || n_tokens > limits.tokens {
             return Err(SubmitError::NeverFits { tokens: n_tokens, limit: limits.tokens });
         }
-        if let Some(longest) = rows.iter().map(Vec::len).max().filter(|longest| *longest > limits.batch.tokens) {
+        if let Some(longest) =
+            rows.iter().map(|row| row.ids.len()).max().filter(|longest| *longest > limits.batch.tokens)
+        {
             return Err(SubmitError::NeverFits { tokens: longest, limit: limits.batch.tokens });
         }
         let weak = Arc::downgrade(&self.shared);
@@ -120,14 +124,14 @@ impl Queue {
     /// Waits for work and takes the next batch; `None` once the queue is closed and empty.
     pub fn next_batch(&self) -> Option<Vec<Job>> {
         let mut state = self.shared.lock();
-        state.busy_since = None;
+        state.busy = false;
         loop {
             self.shared.forget_abandoned(&mut state);
             let plan = state.backlog.plan(self.shared.limits.batch);
             self.shared.cancelled(plan.unwanted);
             self.shared.report(&state);
             if !plan.batch.is_empty() {
-                state.busy_since = Some(Instant::now());
+                state.busy = true;
                 drop(state);
                 plan.batch.iter().for_each(Job::start);
                 return Some(plan.batch);
@@ -147,9 +151,21 @@ impl Queue {
         state.tokens_per_second = if old == 0.0 { rate } else { 0.8 * old + 0.2 * rate };
     }
 
-    /// Since when the device thread has been on its current batch.
-    pub fn busy_since(&self) -> Option<Instant> {
-        self.shared.lock().busy_since
+    /// Notes that a forward pass begins; it ends when the mark is dropped, also by a panic.
+    pub fn computing(&self) -> Computing<'_> {
+        self.shared.lock().computing_since = Some(Instant::now());
+        Computing(self)
+    }
+
+    /// Since when the forward pass that is computing has been at it; waiting for a turn does not count.
+    pub fn computing_since(&self) -> Option<Instant> {
+        self.shared.lock().computing_since
+    }
+
+    /// Whether rows wait, or the device thread has a batch that is not done.
+    pub fn is_busy(&self) -> bool {
+        let state = self.shared.lock();
+        state.busy || state.backlog.rows() > 0
     }
 
     /// Accepts nothing more; what is queued is still computed.
@@ -162,12 +178,23 @@ impl Queue {
     pub fn abort(&self) {
         let mut state = self.shared.lock();
         state.closed = true;
-        state.busy_since = None;
+        state.busy = false;
         let jobs = state.backlog.drain();
         self.shared.report(&state);
         drop(state);
         drop(jobs);
         self.shared.arrived.notify_all();
+    }
+}
+
+/// A forward pass in progress.
+#[derive(Debug)]
+#[must_use = "the pass ends when this is dropped"]
+pub struct Computing<'a>(&'a Queue);
+
+impl Drop for Computing<'_> {
+    fn drop(&mut self) {
+        self.0.shared.lock().computing_since = None;
     }
 }
 

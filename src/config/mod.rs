@@ -15,7 +15,7 @@ use thiserror::Error;
 
 pub use downloads::source;
 pub use environment::{Environment, health_port, log};
-pub use resolve::{addresses, at_revision, catalogue, is_loopback};
+pub use resolve::{addresses, at_revision, batch, catalogue, is_loopback, requests};
 
 use crate::catalog::{CatalogError, Names, SourceSpec};
 use crate::kernel::Isa;
@@ -32,6 +32,7 @@ pub struct Config {
     pub http: HttpConfig,
     pub requests: RequestConfig,
     pub batch: BatchConfig,
+    pub residency: ResidencyConfig,
     pub lifecycle: LifecycleConfig,
     pub source: SourceConfig,
 }
@@ -92,9 +93,24 @@ pub struct RequestConfig {
     pub token_arrays: TokenArrays,
     /// Truncation of over-long inputs where neither request nor model says; `None` = they are an error.
     pub truncate: Option<Side>,
+    /// The default prompt of models whose catalogue entry names none.
+    pub default_prompt: Option<DefaultPrompt>,
+    /// Bytes of a request's own `prompt`. 4 KiB are several times the longest published instruction, and every input of
+    /// the request is tokenised with it once more.
+    pub max_prompt_bytes: usize,
+    /// Vectors of every model may be cut to fewer `dimensions`, also of those that were not trained for it.
+    pub allow_dimensions: bool,
     /// 600 s: what the OpenAI clients wait. A CPU needs minutes for a request of 300,000 tokens, and refusing it half
     /// way would only make the client send it again.
     pub request_timeout: Duration,
+}
+
+/// The operator's prompt for requests that choose none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DefaultPrompt {
+    /// One of the model's own, by its name.
+    Name(String),
+    Text(String),
 }
 
 /// Queue and batch budgets, each model.
@@ -116,6 +132,26 @@ pub struct BatchConfig {
     pub stall_limit: Duration,
     /// Kernels to use.
     pub isa: Isa,
+}
+
+/// Several models in one process: which have to work, and which are in memory.
+#[derive(Debug, Clone, Copy)]
+pub struct ResidencyConfig {
+    /// A model that fails does not stop the others.
+    pub keep_going: bool,
+    /// Models in memory at most; `None` = all.
+    pub max_models: Option<usize>,
+    /// Weights in memory at most, all models together.
+    pub max_bytes: Option<u64>,
+    /// A model that nobody has used for this long leaves memory.
+    pub idle_unload: Option<Duration>,
+    /// 2 s: when more models are busy than may be in memory, each keeps its place at least this long. Shorter turns
+    /// would spend more time on loading than on requests.
+    pub turn: Duration,
+    /// 1,024 requests waiting for one model to be loaded, as many as there are connections: further ones are refused.
+    pub max_waiting: usize,
+    /// 30 s before a failed model is tried again; doubles with each failure, up to twenty times as much.
+    pub retry_failed: Duration,
 }
 
 /// Start and stop.
@@ -200,6 +236,7 @@ impl Config {
         lines.push(format!("{:#?}", self.http));
         lines.push(format!("{:#?}", self.requests));
         lines.push(format!("{:#?}", self.batch));
+        lines.push(format!("{:#?}", self.residency));
         lines.push(format!("{:#?}", self.lifecycle));
         lines.push(format!("{:#?}", self.source));
         lines.join("\n")

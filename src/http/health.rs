@@ -35,8 +35,13 @@ struct ModelHealth {
     id: String,
     ready: bool,
     state: &'static str,
+    #[serde(skip_serializing_if = "is_false")]
+    default: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     progress: Option<String>,
+    /// Why it failed, in general terms; the log has the details.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
 }
 
 #[derive(Debug, Serialize)]
@@ -44,7 +49,15 @@ struct Build {
     name: &'static str,
     version: &'static str,
     models: Vec<ModelVersion>,
+    memory: MemoryReport,
     limits: Limits,
+}
+
+/// What the models in memory need together.
+#[derive(Debug, Serialize)]
+struct MemoryReport {
+    weight_bytes: u64,
+    scratch_bytes: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -54,6 +67,12 @@ struct ModelVersion {
     state: &'static str,
     max_model_len: Option<usize>,
     dimensions: Option<usize>,
+    /// What it needs in memory, known once it has been loaded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    weight_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scratch_bytes: Option<u64>,
+    default: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -73,11 +92,16 @@ pub async fn live() -> Response {
     reply::json(&Live { status: "live" })
 }
 
-/// Every model would compute a request now, and the server is not on its way out.
+/// Every model would compute a request now, if need be after loading it, and the server is not on its way out. With
+/// `--keep-going` a failed model is told and does not count, as long as there is another.
 pub async fn ready(State(state): State<Arc<HttpState>>) -> Response {
-    let models: Vec<ModelHealth> = state.engine.slots().iter().map(|slot| readiness(slot)).collect();
+    let default = state.engine.names().default_index();
+    let slots = state.engine.slots().iter().enumerate();
+    let models: Vec<ModelHealth> = slots.map(|(index, slot)| readiness(slot, index == default)).collect();
     let leaving = state.engine.is_leaving() || state.engine.is_draining();
-    let ready = !leaving && models.iter().all(|model| model.ready);
+    let excused = |model: &ModelHealth| state.engine.policy().keep_going && model.state == FAILED;
+    let usable = models.iter().any(|model| model.ready);
+    let ready = !leaving && usable && models.iter().all(|model| model.ready || excused(model));
     let message = match () {
         () if leaving => "draining",
         () if ready => "ready",
@@ -96,11 +120,27 @@ pub async fn metrics(State(state): State<Arc<HttpState>>) -> Response {
 }
 
 pub async fn version(State(state): State<Arc<HttpState>>) -> Response {
-    let models = state.engine.slots().iter().map(|slot| {
+    let mut memory = MemoryReport { weight_bytes: 0, scratch_bytes: 0 };
+    let mut models = Vec::new();
+    for (index, slot) in state.engine.slots().iter().enumerate() {
         let Effective { max_model_len, dimensions } = Effective::of(slot, &slot.spec);
-        let (id, aliases) = (slot.spec.id.clone(), slot.spec.aliases.clone());
-        ModelVersion { id, aliases, state: state_of(slot), max_model_len, dimensions }
-    });
+        let (own, default) = (slot.memory(), index == state.engine.names().default_index());
+        let (weight_bytes, scratch_bytes) = (own.map(|own| own.weight_bytes), own.map(|own| own.scratch_bytes));
+        if let SlotState::Ready(_) = slot.state() {
+            memory.weight_bytes += weight_bytes.unwrap_or(0);
+            memory.scratch_bytes += scratch_bytes.unwrap_or(0);
+        }
+        models.push(ModelVersion {
+            id: slot.spec.id.clone(),
+            aliases: slot.spec.aliases.clone(),
+            state: state_of(slot),
+            max_model_len,
+            dimensions,
+            weight_bytes,
+            scratch_bytes,
+            default,
+        });
+    }
     let limits = Limits {
         max_inputs: state.requests.max_inputs,
         max_request_tokens: state.requests.max_request_tokens,
@@ -112,19 +152,28 @@ pub async fn version(State(state): State<Arc<HttpState>>) -> Response {
         accept_any_model: state.requests.accept_any_model,
     };
     let (name, version) = (env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
-    reply::json(&Build { name, version, models: models.collect(), limits })
+    reply::json(&Build { name, version, models, memory, limits })
 }
 
-fn readiness(slot: &Slot) -> ModelHealth {
-    let state = state_of(slot);
+fn readiness(slot: &Slot, default: bool) -> ModelHealth {
+    let now = slot.state();
+    let state = name_of(&now);
+    let reason = if let SlotState::Failed(failure) = &now { Some(failure.at.describe()) } else { None };
     let progress = (state == LOADING).then(|| slot.progress.describe());
-    ModelHealth { id: slot.spec.id.clone(), ready: state == READY, state, progress }
+    // A request for a model that is not in memory waits a moment and is answered.
+    let ready = state == READY || matches!(now, SlotState::Unloaded | SlotState::Waking);
+    ModelHealth { id: slot.spec.id.clone(), ready, state, default, progress, reason }
 }
 
 fn state_of(slot: &Slot) -> &'static str {
-    match slot.state() {
-        SlotState::Loading => LOADING,
-        SlotState::Failed { .. } => "failed",
+    name_of(&slot.state())
+}
+
+fn name_of(state: &SlotState) -> &'static str {
+    match state {
+        SlotState::Loading | SlotState::Waking => LOADING,
+        SlotState::Unloaded => "unloaded",
+        SlotState::Failed(_) => FAILED,
         SlotState::Ready(served) => match served.runner.health() {
             Health::Ready => READY,
             Health::Stalled { .. } => "stalled",
@@ -133,5 +182,11 @@ fn state_of(slot: &Slot) -> &'static str {
     }
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+const fn is_false(value: &bool) -> bool {
+    !*value
+}
+
+const FAILED: &str = "failed";
 const LOADING: &str = "loading";
 const READY: &str = "ready";

@@ -9,7 +9,7 @@ use percent_encoding::percent_decode_str;
 use serde::Serialize;
 
 use crate::catalog::{ModelSpec, NameEntry};
-use crate::engine::{Slot, SlotState};
+use crate::engine::Slot;
 use crate::http::HttpState;
 use crate::http::error::ApiError;
 use crate::http::reply;
@@ -46,9 +46,15 @@ pub async fn retrieve(State(state): State<Arc<HttpState>>, uri: Uri) -> Response
     let id = uri.path().split_once("/models/").map_or("", |(_, id)| id);
     let id = percent_decode_str(id).decode_utf8_lossy().into_owned();
     let entries = state.engine.names().entries();
-    let exact = entries.iter().position(|entry| entry.name == id);
-    let found = exact.or_else(|| entries.iter().position(|entry| entry.name.eq_ignore_ascii_case(&id)));
-    let model = found.and_then(|index| entries.into_iter().nth(index)).and_then(|entry| describe(&state, entry));
+    let (name, role) = state.engine.names().split_role(&id);
+    let exact = entries.iter().position(|entry| entry.name == name);
+    let found = exact.or_else(|| entries.iter().position(|entry| entry.name.eq_ignore_ascii_case(name)));
+    let found = found.and_then(|index| entries.into_iter().nth(index)).map(|entry| match role {
+        // A name with a role is no entry of its own; the answer repeats it.
+        Some(_) => NameEntry { name: id.clone(), ..entry },
+        None => entry,
+    });
+    let model = found.and_then(|entry| describe(&state, entry));
     match model {
         Some(model) => reply::json(&model),
         None => ApiError::NoSuchModel { model: id }.into_response(),
@@ -71,7 +77,7 @@ fn describe(state: &HttpState, entry: NameEntry) -> Option<Model> {
     })
 }
 
-/// What is enforced once a model is loaded, what its entry promises before.
+/// What is enforced once a model has been loaded, what its entry promises before.
 #[derive(Debug, Clone, Copy)]
 pub struct Effective {
     pub max_model_len: Option<usize>,
@@ -80,13 +86,9 @@ pub struct Effective {
 
 impl Effective {
     pub fn of(slot: &Slot, spec: &ModelSpec) -> Self {
-        match slot.state() {
-            SlotState::Ready(served) => {
-                Self { max_model_len: Some(served.limits.max_tokens), dimensions: Some(served.limits.dimensions) }
-            }
-            SlotState::Loading | SlotState::Failed { .. } => {
-                Self { max_model_len: spec.max_tokens, dimensions: spec.dimensions }
-            }
+        match slot.limits() {
+            Some(limits) => Self { max_model_len: Some(limits.max_tokens), dimensions: Some(limits.dimensions) },
+            None => Self { max_model_len: spec.max_tokens, dimensions: spec.dimensions },
         }
     }
 }

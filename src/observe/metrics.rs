@@ -19,7 +19,7 @@ use prometheus_client::registry::Registry;
 
 use sheet::{Counters, Gauges, Histograms, Scale, Sheet, labels, zero};
 
-pub use kinds::{ArrayReading, BatchFailure, ModelState, PanicThread, Refusal};
+pub use kinds::{ArrayReading, BatchFailure, ModelState, PanicThread, Refusal, UnloadReason};
 pub use model::{ModelInfo, ModelMetrics};
 pub use wire::{Answer, AuthFailure, ConnectionEnd, Gone, HttpMetrics, Receipt, UNMATCHED};
 
@@ -67,8 +67,12 @@ struct Table {
     token_arrays: Counters,
     model_info: Gauges,
     model_state: Gauges,
+    model_loads: Counters,
+    model_unloads: Counters,
+    model_waiting: Gauges,
     model_load_seconds: Gauges,
     model_weight_bytes: Gauges,
+    scratch_bytes: Gauges,
     model_last_success: Gauges,
     threads: Gauges,
     panics: Counters,
@@ -99,8 +103,12 @@ impl Table {
             token_arrays: s.counters("embedserve_token_arrays", "Token arrays, by the encoding they were read in"),
             model_info: s.gauges("embedserve_model_info", "1, with what is served as labels"),
             model_state: s.gauges("embedserve_model_state", "1 for the state a model is in"),
+            model_loads: s.counters("embedserve_model_loads", "Loads into memory, by outcome"),
+            model_unloads: s.counters("embedserve_model_unloads", "Unloads from memory, by reason"),
+            model_waiting: s.gauges("embedserve_model_waiting_requests", "Requests that wait for a load, by model"),
             model_load_seconds: s.gauges("embedserve_model_load_seconds", "Time from files to the first vector"),
             model_weight_bytes: s.gauges("embedserve_model_weight_bytes", "Memory of the packed weights"),
+            scratch_bytes: s.gauges("embedserve_scratch_bytes", "Estimate of the memory of one full batch, by model"),
             model_last_success: s.gauges(
                 "embedserve_model_last_success_timestamp_seconds",
                 "Unix time of the last forward pass that gave a vector",

@@ -39,7 +39,7 @@ impl RunnerInfo {
         if self.dead.load(Ordering::Acquire) {
             return Health::Dead;
         }
-        match self.queue.busy_since().map(|since| since.elapsed()) {
+        match self.queue.computing_since().map(|since| since.elapsed()) {
             Some(since) if since > self.stall_limit => Health::Stalled { since },
             _ => Health::Ready,
         }

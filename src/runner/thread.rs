@@ -12,7 +12,7 @@ use crate::arch::{Encoder, EncoderError};
 use crate::batch::{Job, Queue, RowFailure};
 use crate::observe::metrics::{BatchFailure, Metrics, ModelMetrics, PanicThread};
 use crate::pool::{FiniteRow, Head, NonFinite};
-use crate::request::Dimensions;
+use crate::request::RowShape;
 use crate::runner::{RunnerInfo, isolate};
 use crate::threads::Threads;
 
@@ -41,18 +41,19 @@ pub enum BatchError {
 }
 
 impl Computation {
-    /// One forward pass over the rows, with panics caught.
+    /// One forward pass over the rows, with panics caught. The caller holds the turn, so that waiting for it does not
+    /// count as computing.
     ///
     /// # Errors
     /// The batch as a whole failed; which row is to blame is not known here.
-    pub fn run(&mut self, rows: &[&[u32]], dimensions: &[Dimensions]) -> Result<Vectors, BatchError> {
+    pub fn run(&mut self, rows: &[&[u32]], shapes: &[RowShape]) -> Result<Vectors, BatchError> {
         let batch = PackedBatch::new(rows.iter().copied());
         let Self { encoder, head, threads } = self;
         let forward = || -> Result<Vectors, EncoderError> {
             let hidden = encoder.forward(&batch)?;
-            Ok(head.finish(&hidden, &batch, dimensions)?)
+            Ok(head.finish(&hidden, &batch, shapes)?)
         };
-        match catch_unwind(AssertUnwindSafe(|| threads.turn(forward))) {
+        match catch_unwind(AssertUnwindSafe(|| threads.beside(forward))) {
             Ok(Ok(vectors)) => Ok(vectors),
             Ok(Err(EncoderError::OutOfMemory)) => Err(BatchError::OutOfMemory),
             Ok(Err(error)) => Err(BatchError::Failed(error)),
@@ -112,13 +113,15 @@ fn compute(
     (metrics, model_metrics): (&Metrics, &ModelMetrics),
 ) {
     let rows: Vec<&[u32]> = jobs.iter().map(Job::ids).collect();
-    let dimensions: Vec<Dimensions> = jobs.iter().map(Job::dimensions).collect();
+    let shapes: Vec<RowShape> = jobs.iter().map(Job::shape).collect();
     let (n_rows, n_tokens) = (rows.len(), rows.iter().map(|row| row.len()).sum());
     let start = Instant::now();
-    let results = isolate::run(&rows, &dimensions, |rows, dimensions| {
-        computation
-            .run(rows, dimensions)
-            .inspect_err(|error| report(model, error, rows.len(), (metrics, model_metrics)))
+    let threads = Arc::clone(&computation.threads);
+    let results = isolate::run(&rows, &shapes, |rows, shapes| {
+        let _turn = threads.take_turn();
+        // The stall limit is for a forward pass, not for the batches of other models before it.
+        let _pass = queue.computing();
+        computation.run(rows, shapes).inspect_err(|error| report(model, error, rows.len(), (metrics, model_metrics)))
     });
     let took = start.elapsed();
     queue.batch_done(n_tokens, took);

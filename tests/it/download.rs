@@ -175,19 +175,17 @@ fn stop_ends_a_stalled_transfer_within_a_second() {
 fn files_arrive_side_by_side_up_to_a_bound_and_weights_last() {
     // One slow file does not hold up the other small ones, but no weights are there before it is.
     let (hub, machine) = hub();
-    hub.always("GET config.json", Script::Stall);
-    let stop = Arc::new(AtomicBool::new(false));
-    let worker = {
-        let (stop, config) = (Arc::clone(&stop), machine.config.clone());
-        std::thread::spawn(move || source::obtain(&hub_model(), &config, &LoadProgress::default(), &stop))
-    };
+    hub.script("GET config.json", [Script::Stall]);
+    let config = machine.config.clone();
+    let worker = std::thread::spawn(move || obtain(&hub_model(), &config));
     let small = NEEDED.iter().filter(|name| !["config.json", "model.safetensors"].contains(name));
-    let mut small = small.map(|name| machine.blob(&etag(name, &repository()[*name])));
-    wait_until("the others are complete", || small.all(|blob| blob.exists()));
+    let small: Vec<PathBuf> = small.map(|name| machine.blob(&etag(name, &repository()[*name]))).collect();
+    wait_until("the others are complete", || small.iter().all(|blob| blob.exists()));
     assert_eq!(hub.asked_for("GET config.json").len(), 1);
     assert!(hub.asked_for(WEIGHTS).is_empty());
-    stop.store(true, Ordering::SeqCst);
-    assert!(matches!(worker.join().unwrap(), Err(SourceError::Stopped)));
+    hub.hang_up();
+    worker.join().unwrap().unwrap();
+    assert_weights_arrived(&machine);
 
     // One at a time means one after the other.
     let (hub, mut machine) = self::hub();

@@ -17,10 +17,11 @@ async fn a_serving_process_is_live_and_ready() {
         assert_eq!((head.status, head.text.as_str()), (200, ""), "{path}");
     }
     let model = |id: &str| json!({"id": id, "ready": true, "state": "ready"});
+    let default = json!({"id": M, "ready": true, "state": "ready", "default": true});
     for path in READY {
         let answer = app.get(path).await;
         let expected =
-            json!({"object": "health.response", "message": "ready", "ready": true, "models": [model(M), model(F)]});
+            json!({"object": "health.response", "message": "ready", "ready": true, "models": [default, model(F)]});
         assert_eq!((answer.status, answer.json()), (200, expected), "{path}");
         assert_eq!(answer.header("content-type"), Some("application/json"));
         assert_eq!(answer.header("openai-version"), None);
@@ -43,7 +44,7 @@ async fn a_loading_process_is_live_and_not_ready() {
     let answer = app.get("/readyz").await;
     assert_eq!(answer.status, 503);
     let expected = json!({"object": "health.response", "message": "loading", "ready": false, "models":
-        [{"id": M, "ready": false, "state": "loading", "progress": "downloading model.safetensors (25%)"}]});
+        [{"id": M, "ready": false, "state": "loading", "default": true, "progress": "downloading model.safetensors (25%)"}]});
     assert_eq!(answer.json(), expected);
 }
 
@@ -52,6 +53,8 @@ async fn a_failed_model_and_a_leaving_process_are_not_ready() {
     let app = TestApp::with(|setup| setup.only("broken", Kind::Failed)).await;
     let body = app.get("/readyz").await.json();
     assert_eq!((&body["message"], &body["models"][0]["state"]), (&json!("not ready"), &json!("failed")));
+    // The reason is general: probes need no key.
+    assert_eq!(body["models"][0]["reason"], "its files could not be loaded");
     let app = TestApp::start().await;
     app.engine.leave();
     let answer = app.get("/readyz").await;

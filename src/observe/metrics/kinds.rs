@@ -43,6 +43,15 @@ pub enum ModelState {
     Ready,
     Degraded,
     Dead,
+    /// Not in memory; a request loads it.
+    Unloaded,
+}
+
+/// Why a model was unloaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnloadReason {
+    Idle,
+    Room,
 }
 
 impl Refusal {
@@ -97,7 +106,8 @@ impl PanicThread {
 }
 
 impl ModelState {
-    pub(super) const ALL: [Self; 5] = [Self::Loading, Self::Warming, Self::Ready, Self::Degraded, Self::Dead];
+    pub(super) const ALL: [Self; 6] =
+        [Self::Loading, Self::Warming, Self::Ready, Self::Degraded, Self::Dead, Self::Unloaded];
 
     pub(super) const fn label(self) -> &'static str {
         match self {
@@ -106,6 +116,18 @@ impl ModelState {
             Self::Ready => "ready",
             Self::Degraded => "degraded",
             Self::Dead => "dead",
+            Self::Unloaded => "unloaded",
+        }
+    }
+}
+
+impl UnloadReason {
+    pub(super) const ALL: [Self; 2] = [Self::Idle, Self::Room];
+
+    pub(super) const fn label(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Room => "room",
         }
     }
 }

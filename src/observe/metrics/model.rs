@@ -6,7 +6,7 @@ use std::time::Duration;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
 
-use super::kinds::{ArrayReading, BatchFailure, ModelState, Refusal};
+use super::kinds::{ArrayReading, BatchFailure, ModelState, Refusal, UnloadReason};
 use super::sheet::{FloatGauge, Labels, Value, labels, zero};
 use super::{Table, unix_time};
 
@@ -17,6 +17,7 @@ pub struct ModelMetrics {
     table: Arc<Table>,
     queue_rows: FloatGauge,
     queue_tokens: FloatGauge,
+    waiting: FloatGauge,
     cancelled: Counter,
     expired: Counter,
     tokenize: Histogram,
@@ -73,12 +74,19 @@ impl ModelMetrics {
         for reason in ["oom", "isolate"] {
             zero(&table.batch_splits, &with("reason", reason));
         }
+        for outcome in [LOADED, NOT_LOADED] {
+            zero(&table.model_loads, &with("outcome", outcome));
+        }
+        for reason in UnloadReason::ALL {
+            zero(&table.model_unloads, &with("reason", reason.label()));
+        }
         let lane = || labels([("model", model.to_owned().into()), LANE]);
         let stage = |name| table.stage_duration.get_or_create_owned(&with("stage", name));
         let metrics = Self {
             model: model.to_owned(),
             queue_rows: table.queue_rows.get_or_create_owned(&lane()),
             queue_tokens: table.queue_tokens.get_or_create_owned(&lane()),
+            waiting: table.model_waiting.get_or_create_owned(&own()),
             cancelled: table.queue_cancelled.get_or_create_owned(&own()),
             expired: table.queue_expired.get_or_create_owned(&own()),
             tokenize: stage("tokenize"),
@@ -190,12 +198,36 @@ impl ModelMetrics {
     }
 
     pub fn loaded(&self, took: Duration, weight_bytes: u64) {
+        self.table.model_loads.get_or_create(&self.with("outcome", LOADED)).inc();
         let series = {
             let device = self.device.read().unwrap_or_else(PoisonError::into_inner);
             device_labels(&self.model, &device.device)
         };
         self.table.model_load_seconds.get_or_create(&series).set(took.as_secs_f64());
         self.table.model_weight_bytes.get_or_create(&series).set(weight_bytes as f64);
+    }
+
+    pub fn not_loaded(&self) {
+        self.table.model_loads.get_or_create(&self.with("outcome", NOT_LOADED)).inc();
+    }
+
+    pub fn scratch(&self, bytes: u64) {
+        let device = self.device.read().unwrap_or_else(PoisonError::into_inner);
+        self.table.scratch_bytes.get_or_create(&device_labels(&self.model, &device.device)).set(bytes as f64);
+    }
+
+    /// Its memory is free again.
+    pub fn unloaded(&self, reason: UnloadReason) {
+        self.table.model_unloads.get_or_create(&self.with("reason", reason.label())).inc();
+        let device = self.device.read().unwrap_or_else(PoisonError::into_inner);
+        let series = device_labels(&self.model, &device.device);
+        self.table.model_weight_bytes.get_or_create(&series).set(0.0);
+        self.table.scratch_bytes.get_or_create(&series).set(0.0);
+    }
+
+    /// Requests that wait for it to be loaded.
+    pub fn waiting(&self, requests: usize) {
+        self.waiting.set(requests as f64);
     }
 
     /// A forward pass gave a vector just now.
@@ -253,5 +285,8 @@ fn failure_labels(model: &str, device: &str, reason: BatchFailure) -> Labels {
     labels([("model", model.to_owned().into()), ("device", device), ("reason", reason.label().into())])
 }
 
+/// How a load ends.
+const LOADED: &str = "ok";
+const NOT_LOADED: &str = "failed";
 /// The one priority class there is.
 const LANE: (&str, Value) = ("lane", Value::Borrowed("interactive"));

@@ -135,6 +135,13 @@ impl FakeHub {
         self.state().moves_to = Some(NEXT_COMMIT.to_owned());
     }
 
+    /// Ends every connection that is open now.
+    pub(crate) fn hang_up(&self) {
+        for socket in self.state().sockets.drain(..) {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+
     pub(crate) fn connections(&self) -> usize {
         self.state().connections
     }

@@ -1,21 +1,29 @@
 //! The models being served, and the path of one request through the one it names.
 //!
-//! The set of names is closed when the engine is built: a request selects a model, it never locates one.
+//! The set of names is closed when the engine is built: a request selects a model, it never locates one. It may wait
+//! for that model to come back into memory, from files that the start has verified.
 
+mod doorbell;
+pub mod residency;
+mod slot;
+
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
 use crate::batch::{JoinError, Queue, RowFailure, SubmitError};
-use crate::catalog::{ModelSpec, Names};
+use crate::catalog::Names;
 use crate::observe::metrics::Metrics;
-use crate::observe::progress::LoadProgress;
 use crate::pool::FiniteRow;
 use crate::request::{EmbedRequest, Place, RequestError, RequestLimits};
-use crate::runner::{Health, RunnerInfo};
+use crate::runner::RunnerInfo;
 use crate::tokenize::{Cut, TokenizeError, Tokenizer};
+use residency::{Limits, Step};
+
+pub use doorbell::Doorbell;
+pub use slot::{FailedAt, Failure, Lease, Memory, Slot, SlotState};
 
 /// One loaded model: everything between a valid request and its vectors.
 #[derive(Debug)]
@@ -75,56 +83,21 @@ pub enum EngineError {
     Internal(&'static str),
 }
 
-/// A model's place in the process, from the first second of start-up on.
-#[derive(Debug)]
-pub struct Slot {
-    pub spec: Arc<ModelSpec>,
-    /// How far loading has come, for `/readyz`.
-    pub progress: Arc<LoadProgress>,
-    state: RwLock<SlotState>,
+/// What the operator wants of several models in one process.
+#[derive(Debug, Clone, Copy)]
+pub struct Policy {
+    pub residency: Limits,
+    /// Requests that may wait for one model to be loaded.
+    pub max_waiting: usize,
+    /// A failed model does not stop the others, nor the server from being ready.
+    pub keep_going: bool,
 }
 
-/// What can be said of a model now.
-#[derive(Debug, Clone)]
-pub enum SlotState {
-    Loading,
-    Ready(Arc<Served>),
-    Failed { reason: String },
-}
-
-impl Slot {
-    fn new(spec: Arc<ModelSpec>) -> Self {
-        Self { spec, progress: Arc::new(LoadProgress::default()), state: RwLock::new(SlotState::Loading) }
-    }
-
-    pub fn state(&self) -> SlotState {
-        // A poisoned lock holds a state that was complete when written: reading it is sound.
-        self.state.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
-    }
-
-    fn set(&self, state: SlotState) {
-        *self.state.write().unwrap_or_else(std::sync::PoisonError::into_inner) = state;
-    }
-
-    pub fn set_ready(&self, served: Arc<Served>) {
-        self.set(SlotState::Ready(served));
-    }
-
-    pub fn set_failed(&self, reason: String) {
-        self.set(SlotState::Failed { reason });
-    }
-
-    /// Whether requests to this model would be computed now; the reason when not.
-    pub fn ready(&self) -> Result<Arc<Served>, String> {
-        match self.state() {
-            SlotState::Loading => Err(format!("loading: {}", self.progress.describe())),
-            SlotState::Failed { reason } => Err(format!("failed: {reason}")),
-            SlotState::Ready(served) => match served.runner.health() {
-                Health::Ready => Ok(served),
-                Health::Stalled { since } => Err(format!("stalled: no forward pass for {} s", since.as_secs())),
-                Health::Dead => Err("dead".to_owned()),
-            },
-        }
+/// Every model in memory for good, and all of them needed.
+impl Default for Policy {
+    fn default() -> Self {
+        let residency = Limits { max_models: None, max_bytes: None, idle_unload: None, turn: Duration::from_secs(2) };
+        Self { residency, max_waiting: 1024, keep_going: false }
     }
 }
 
@@ -133,6 +106,9 @@ impl Slot {
 pub struct Engine {
     names: Names,
     slots: Vec<Arc<Slot>>,
+    policy: Policy,
+    /// Rings when there may be something to load or unload.
+    bell: Arc<Doorbell>,
     leaving: AtomicBool,
     draining: AtomicBool,
     pub metrics: Arc<Metrics>,
@@ -141,8 +117,16 @@ pub struct Engine {
 impl Engine {
     /// Builds the engine with every model still loading.
     pub fn new(names: Names, metrics: Arc<Metrics>) -> Self {
-        let slots = names.models().iter().map(|spec| Arc::new(Slot::new(Arc::clone(spec)))).collect();
-        Self { names, slots, leaving: AtomicBool::new(false), draining: AtomicBool::new(false), metrics }
+        Self::with(names, metrics, Policy::default())
+    }
+
+    /// As [`Self::new`], with what the operator wants.
+    pub fn with(names: Names, metrics: Arc<Metrics>, policy: Policy) -> Self {
+        let bell = Arc::new(Doorbell::default());
+        let slot = |spec: &Arc<_>| Slot::new(Arc::clone(spec), Arc::clone(&bell), metrics.model(&spec.id));
+        let slots = names.models().iter().map(slot).map(Arc::new).collect();
+        let (leaving, draining) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { names, slots, policy, bell, leaving, draining, metrics }
     }
 
     pub fn slots(&self) -> &[Arc<Slot>] {
@@ -179,22 +163,38 @@ impl Engine {
         self.names.find(requested).and_then(|index| self.slots.get(index)).ok_or(EngineError::UnknownModel)
     }
 
-    /// The loaded model behind a slot, or why it cannot be used now.
+    /// The model behind a slot, held in memory until the lease is dropped. One that is not loaded is loaded first, and
+    /// room is made for it; that ends at `deadline`.
     ///
     /// # Errors
-    /// Loading, draining, or not available.
-    pub fn served(&self, slot: &Slot) -> Result<Arc<Served>, EngineError> {
+    /// Loading, draining, not available, or too many wait.
+    pub async fn lease(&self, slot: &Arc<Slot>, deadline: Instant) -> Result<Lease, EngineError> {
         if self.is_draining() {
             return Err(EngineError::Draining);
         }
-        match slot.state() {
-            SlotState::Loading => Err(EngineError::Loading { retry_after: slot.progress.expected_wait() }),
-            SlotState::Failed { reason } => Err(EngineError::Unavailable { reason }),
-            SlotState::Ready(served) if served.runner.health() == Health::Dead => {
-                Err(EngineError::Unavailable { reason: "the device thread has ended".to_owned() })
-            }
-            SlotState::Ready(served) => Ok(served),
+        slot.lease(self.policy.max_waiting, deadline).await
+    }
+
+    pub const fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    pub fn bell(&self) -> &Arc<Doorbell> {
+        &self.bell
+    }
+
+    /// What the loading thread does next. On the way out, only models that requests wait for are loaded.
+    pub fn next_step(&self) -> Step {
+        // Before the models are looked at: a request that ends after that rings.
+        self.bell.need_room(true);
+        let now = Instant::now();
+        let mut places: Vec<_> = self.slots.iter().map(|slot| slot.place(now)).collect();
+        if self.is_leaving() {
+            places.iter_mut().for_each(residency::Place::forget_start);
         }
+        let step = residency::next(&places, &self.policy.residency, now);
+        self.bell.need_room(matches!(step, Step::Wait(waiting) if waiting.for_room));
+        step
     }
 }
 

@@ -1,0 +1,189 @@
+//! Which model is loaded or unloaded next, as a pure function of what is known of each.
+//!
+//! Models that requests wait for come first, in the order in which their first request came. Room is made by unloading
+//! the least recently used model that nobody uses. If every loaded model is in use, the one that has been loaded for
+//! longest is emptied once its turn and the patience of whoever waits are over: its new requests wait, those in flight
+//! finish. So more busy models than places take turns instead of shutting each other out.
+
+use std::time::{Duration, Instant};
+
+/// What may be in memory, and for how long.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Models in memory at most.
+    pub max_models: Option<usize>,
+    /// Bytes of weights in memory at most.
+    pub max_bytes: Option<u64>,
+    /// A model that nobody has used for this long is unloaded.
+    pub idle_unload: Option<Duration>,
+    /// How long a busy model keeps its place at least, and how long a request waits before a busy model has to leave.
+    pub turn: Duration,
+}
+
+/// One model.
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    /// Weights: as measured, or as estimated before the first load.
+    pub bytes: u64,
+    pub life: Life,
+}
+
+/// Where a model is.
+#[derive(Debug, Clone, Copy)]
+pub enum Life {
+    /// Neither loaded nor wanted, or it cannot be.
+    Absent,
+    /// To be loaded at start, if there is room without unloading another.
+    WantedAtStart,
+    /// Requests have been waiting for it since then.
+    Wanted {
+        since: Instant,
+    },
+    Loaded(Stay),
+}
+
+/// A model's time in memory.
+#[derive(Debug, Clone, Copy)]
+pub struct Stay {
+    pub since: Instant,
+    /// When the last request ended.
+    pub used: Instant,
+    pub occupied: Occupied,
+    /// It takes no new requests, because another model needs its place.
+    pub leaving: bool,
+}
+
+/// Who needs a loaded model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Occupied {
+    Free,
+    /// Requests in flight; the end of the last one rings.
+    Requests,
+    /// Rows whose client has left are being computed; nobody rings when they are done.
+    Remains,
+}
+
+/// What to do next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    Load(usize),
+    /// Leave a model that was wanted at start to be loaded on demand.
+    Shelve(usize),
+    Unload(usize, Why),
+    /// Let the requests in flight finish and send new ones to wait.
+    Empty(usize),
+    /// Let it take requests again: whoever needed its place is gone.
+    Keep(usize),
+    Wait(Waiting),
+}
+
+/// Why a model is unloaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    Idle,
+    Room,
+}
+
+/// How long there is nothing to do, and whether the end of a request changes that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waiting {
+    pub until: Option<Instant>,
+    pub for_room: bool,
+}
+
+/// What remains of a cancelled request is looked at again after this long.
+const REMAINS: Duration = Duration::from_millis(50);
+
+/// What is to be done now.
+pub fn next(places: &[Place], limits: &Limits, now: Instant) -> Step {
+    let stays = || places.iter().enumerate().filter_map(|(index, place)| Some((index, place.stay()?)));
+    let wanted = places.iter().enumerate().filter_map(|(index, place)| match place.life {
+        Life::Wanted { since } => Some((since, index)),
+        Life::Absent | Life::WantedAtStart | Life::Loaded(_) => None,
+    });
+    let Some((since, wanted)) = wanted.min() else {
+        if let Some((index, _)) = stays().find(|(_, stay)| stay.leaving) {
+            return Step::Keep(index);
+        }
+        return unasked(places, limits, now);
+    };
+    if fits(places, limits, places[wanted].bytes) {
+        return Step::Load(wanted);
+    }
+    if let Some((index, _)) = least_recently_used(places, |_| true) {
+        return Step::Unload(index, Why::Room);
+    }
+    let remains = stays().any(|(_, stay)| stay.occupied == Occupied::Remains).then(|| now + REMAINS);
+    // One leaves at a time; each further one when its place turns out not to be enough.
+    let longest = stays().min_by_key(|(_, stay)| stay.since).filter(|_| stays().all(|(_, stay)| !stay.leaving));
+    let turn_over = longest.map(|(index, stay)| (index, (stay.since.max(since)) + limits.turn));
+    match turn_over {
+        Some((index, due)) if due <= now => Step::Empty(index),
+        _ => {
+            let due = turn_over.map(|(_, due)| due);
+            Step::Wait(Waiting { until: due.into_iter().chain(remains).min(), for_room: true })
+        }
+    }
+}
+
+/// What is to be done while no request waits: start-up, and models that nobody uses.
+fn unasked(places: &[Place], limits: &Limits, now: Instant) -> Step {
+    let at_start = places.iter().position(|place| matches!(place.life, Life::WantedAtStart));
+    if let Some(index) = at_start {
+        return if fits(places, limits, places[index].bytes) { Step::Load(index) } else { Step::Shelve(index) };
+    }
+    let loaded = places.iter().filter(|place| place.stay().is_some()).count();
+    // Weights can turn out larger than their estimate.
+    if loaded > 1
+        && limits.max_bytes.is_some_and(|limit| loaded_bytes(places) > limit)
+        && let Some((index, _)) = least_recently_used(places, |_| true)
+    {
+        return Step::Unload(index, Why::Room);
+    }
+    let Some(idle) = limits.idle_unload else { return Step::Wait(Waiting { until: None, for_room: false }) };
+    if let Some((index, _)) = least_recently_used(places, |stay| stay.used + idle <= now) {
+        return Step::Unload(index, Why::Idle);
+    }
+    // One that is in use now cannot be due before that long from now.
+    let due = |stay: Stay| if stay.occupied == Occupied::Free { stay.used + idle } else { now + idle };
+    let until = places.iter().filter_map(Place::stay).map(due).min();
+    Step::Wait(Waiting { until, for_room: false })
+}
+
+/// Whether a model of `bytes` can be loaded beside those that are. One alone always can: whether it fits the limit by
+/// itself is decided when its files are known.
+fn fits(places: &[Place], limits: &Limits, bytes: u64) -> bool {
+    let loaded = places.iter().filter(|place| place.stay().is_some()).count();
+    loaded == 0
+        || (limits.max_models.is_none_or(|limit| loaded < limit)
+            && limits.max_bytes.is_none_or(|limit| loaded_bytes(places).saturating_add(bytes) <= limit))
+}
+
+fn loaded_bytes(places: &[Place]) -> u64 {
+    places.iter().filter(|place| place.stay().is_some()).map(|place| place.bytes).sum()
+}
+
+fn least_recently_used(places: &[Place], eligible: impl Fn(&Stay) -> bool) -> Option<(usize, Stay)> {
+    let stays = places.iter().enumerate().filter_map(|(index, place)| Some((index, place.stay()?)));
+    stays.filter(|(_, stay)| stay.occupied == Occupied::Free && eligible(stay)).min_by_key(|(_, stay)| stay.used)
+}
+
+impl Place {
+    /// The start is over before it came to this model.
+    pub(super) const fn forget_start(&mut self) {
+        if matches!(self.life, Life::WantedAtStart) {
+            self.life = Life::Absent;
+        }
+    }
+
+    const fn stay(&self) -> Option<Stay> {
+        match self.life {
+            Life::Loaded(stay) => Some(stay),
+            Life::Absent | Life::WantedAtStart | Life::Wanted { .. } => None,
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "residency_tests.rs"]
+mod tests;

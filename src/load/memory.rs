@@ -1,0 +1,61 @@
+//! How much memory a model needs: before it is loaded, from the headers of its weight files; afterwards, as measured.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::arch::spec::EncoderSpec;
+use crate::engine::Memory;
+use crate::load::modules::ModulesError;
+use crate::load::{LoadError, weight_files};
+
+/// As much of a file as is ever read for an estimate: a header describes tensors.
+const MAX_HEADER_BYTES: u64 = 16 << 20;
+/// All arithmetic is f32, whatever is stored.
+const VALUE_BYTES: u64 = 4;
+
+/// Bytes of the weights that lie in `folder`, once they are in memory as f32. Dense modules are small and left out.
+///
+/// # Errors
+/// A weight file is missing or is not safetensors.
+pub fn estimate(folder: &Path) -> Result<u64, LoadError> {
+    let files = weight_files(folder)?;
+    let sizes = files.into_iter().map(|path| header_values(&path).map(|values| values.saturating_mul(VALUE_BYTES)));
+    sizes.sum::<Result<u64, ModulesError>>().map_err(LoadError::from)
+}
+
+/// Values that a safetensors header announces.
+fn header_values(path: &PathBuf) -> Result<u64, ModulesError> {
+    let read = |error: std::io::Error| ModulesError::Read { path: path.clone(), reason: error.to_string() };
+    let format = |reason: &str| ModulesError::Format { path: path.clone(), reason: reason.to_owned() };
+    let mut file = File::open(path).map_err(read)?;
+    let mut length = [0; 8];
+    file.read_exact(&mut length).map_err(read)?;
+    let length = u64::from_le_bytes(length);
+    if length > MAX_HEADER_BYTES {
+        return Err(format("its header is larger than 16 MiB"));
+    }
+    let mut header = Vec::new();
+    file.take(length).read_to_end(&mut header).map_err(read)?;
+    let header: Value = serde_json::from_slice(&header).map_err(|_| format("it is not a safetensors file"))?;
+    let tensors = header.as_object().ok_or_else(|| format("it is not a safetensors file"))?;
+    let values = |tensor: &Value| {
+        let shape = tensor.get("shape")?.as_array()?;
+        shape.iter().try_fold(1_u64, |product, size| product.checked_mul(size.as_u64()?))
+    };
+    // `__metadata__` has no shape.
+    Ok(tensors.values().filter_map(values).fold(0, u64::saturating_add))
+}
+
+/// What a loaded encoder needs: its weights, and the intermediate values of one batch of `batch_tokens`. The larger of
+/// the two blocks counts twice over its inputs and outputs, so the estimate is an upper bound of what lives at once.
+pub(super) fn measure(weight_bytes: u64, spec: &EncoderSpec, batch_tokens: usize) -> Memory {
+    let (hidden, inner) = (spec.hidden_size as u64, spec.inner_size() as u64);
+    let widened = if spec.feed_forward.gated { 3 } else { 2 } * spec.intermediate_size as u64;
+    // Query, key and value before and after packing, and the mixed values.
+    let attention = 7 * inner;
+    let values = (4 * hidden).saturating_add(attention.max(widened)).saturating_mul(batch_tokens as u64);
+    Memory { weight_bytes, scratch_bytes: values.saturating_mul(VALUE_BYTES) }
+}
