@@ -14,9 +14,11 @@ use clap::builder::FalseyValueParser;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 mod files;
+mod models;
 mod residency;
 
 pub use files::{BundleCommand, ExportArgs, ImportArgs, PullArgs, SourceArgs};
+pub use models::{ListArgs, ShowArgs, VerifyArgs};
 pub use residency::ResidencyArgs;
 
 const ABOUT: &str = "An OpenAI-compatible embeddings server: right vectors, fast, on the hardware you have";
@@ -60,23 +62,14 @@ pub enum Command {
 #[derive(Debug, Subcommand)]
 pub enum ModelsCommand {
     /// List the models of the catalogue and which of them are cached
-    List(SourceArgs),
+    List(ListArgs),
+    /// Show all that is known of one model, and what serving it would do
+    Show(ShowArgs),
     /// Compare models' vectors with published ones and with a second implementation; exit 1 when they differ
     Verify(VerifyArgs),
     /// Fetch models into the cache and verify them
     #[command(visible_alias = "download", after_help = files::EXIT_CODES)]
     Pull(PullArgs),
-}
-
-#[derive(Debug, Args)]
-pub struct VerifyArgs {
-    /// Catalogue ids or aliases, Hub ids, or directories [default: the default model]
-    pub models: Vec<String>,
-    /// JSON file with further reference vectors of the one model named (see README); repeatable
-    #[arg(long, env = "EMBEDSERVE_REFERENCE", value_delimiter = ',', value_name = "FILE")]
-    pub reference: Vec<PathBuf>,
-    #[command(flatten)]
-    pub source: SourceArgs,
 }
 
 #[derive(Debug, Args)]

@@ -4,6 +4,7 @@
 //! Runs on the loading thread. Everything that could make a vector silently wrong is an error here, before the model
 //! is called ready.
 
+pub mod describe;
 pub mod memory;
 pub mod modules;
 pub mod verify;

@@ -36,4 +36,5 @@ mod tidy;
 mod token_arrays;
 mod untrusted_files;
 mod untrusted_weights;
+mod verify;
 mod wheel;

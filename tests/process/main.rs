@@ -14,6 +14,7 @@ mod lifecycle;
 mod memory;
 mod secrets;
 mod server;
+mod verify;
 
 /// The in-process tests' fakes, as far as they need no model.
 #[path = "../it/support"]

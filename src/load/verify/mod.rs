@@ -154,7 +154,12 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
 }
 
+/// The cosine of two vectors. Two zero vectors are the same: what is left where pooling saw nothing but a prompt.
 fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    let is_zero = |vector: &[f32]| vector.iter().all(|x| *x == 0.0);
+    if is_zero(a) && is_zero(b) {
+        return 1.0;
+    }
     dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
 }
 

@@ -73,9 +73,12 @@ pub async fn against_candle(served: &Served, spec: &ModelSpec, folder: &Path, is
     }
     let longest = rows.iter().map(|row| row.ids.len()).max().unwrap_or_default();
     let config = required_json(&folder.join("config.json"))?;
-    let mut oracle = match Oracle::load(folder, config, longest)? {
-        Ok(oracle) => oracle,
-        Err(reason) => return Ok(Second::None(reason)),
+    let mut oracle = match Oracle::load(folder, config, longest) {
+        Ok(Ok(oracle)) => oracle,
+        Ok(Err(reason)) => return Ok(Second::None(reason)),
+        // A configuration that candle cannot read says nothing against the model.
+        Err(error @ VerifyError::OracleConfig(_)) => return Ok(Second::None(error.to_string())),
+        Err(error) => return Err(error),
     };
     let modules = Modules::read(folder, spec.pooling, spec.normalize)?;
     let found = embed(served, &probes).await?;
@@ -123,11 +126,17 @@ impl Oracle {
                 // candle lays out the bias of every pair of positions at once: gigabytes at the model's own limit.
                 fields.insert("max_position_embeddings".to_owned(), json!(longest));
                 complete(fields);
+                if fields.get("feed_forward_type") != Some(&json!("geglu")) {
+                    return none("candle-transformers computes Jina v2 with geglu only");
+                }
                 let config = serde_json::from_value(config)?;
                 Self::Jina(jina_bert::BertModel::new(weights(without_prefix)?, &config)?)
             }
             "bert" => {
                 complete(fields);
+                if matches!(fields.get("hidden_act").and_then(Value::as_str), Some("gelu_new" | "gelu_pytorch_tanh")) {
+                    fields.insert("hidden_act".to_owned(), json!("geluapproximate"));
+                }
                 Self::Bert(bert::BertModel::load(weights(without_prefix)?, &serde_json::from_value(config)?)?)
             }
             "roberta" | "xlm-roberta" | "camembert" => {
