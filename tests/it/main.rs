@@ -27,6 +27,7 @@ mod parity;
 mod prompts;
 mod queue;
 mod real;
+mod several_models;
 mod support;
 mod tidy;
 mod token_arrays;

@@ -13,12 +13,14 @@ mod lifecycle;
 mod memory;
 mod secrets;
 mod server;
+mod several_models;
 
 /// The in-process tests' fakes, as far as they need no model.
 #[path = "../it/support"]
 mod support {
     pub mod fake_hub;
     pub mod fake_pip;
+    pub mod gate;
     pub mod random;
     pub mod sources;
     pub mod tiny_model;
