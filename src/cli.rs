@@ -13,8 +13,10 @@ use std::time::Duration;
 use clap::builder::FalseyValueParser;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
+mod models;
 mod residency;
 
+pub use models::{ListArgs, ShowArgs, VerifyArgs};
 pub use residency::ResidencyArgs;
 
 const ABOUT: &str = "An OpenAI-compatible embeddings server: right vectors, fast, on the hardware you have";
@@ -55,14 +57,11 @@ pub enum Command {
 #[derive(Debug, Subcommand)]
 pub enum ModelsCommand {
     /// List the models of the catalogue and which of them are cached
-    List(SourceArgs),
-    /// Compare a model's vectors with a second implementation; exit 1 when they differ by more than 1e-5
-    Verify {
-        /// Catalogue ids or aliases, Hub ids, or directories [default: the default model]
-        models: Vec<String>,
-        #[command(flatten)]
-        source: SourceArgs,
-    },
+    List(ListArgs),
+    /// Show all that is known of one model, and what serving it would do
+    Show(ShowArgs),
+    /// Compare models' vectors with published ones and with a second implementation; exit 1 when they differ
+    Verify(VerifyArgs),
     /// Fetch models into the cache and verify them
     #[command(visible_alias = "download")]
     Pull {
@@ -234,6 +233,15 @@ pub struct RequestArgs {
     #[arg(long, visible_alias = "truncate", env = "EMBEDSERVE_AUTO_TRUNCATE", value_parser = FalseyValueParser::new(),
           action = ArgAction::SetTrue)]
     pub auto_truncate: bool,
+    /// Prompt, by its name, that goes before inputs of requests that choose none, where models.toml names none
+    #[arg(long, env = "EMBEDSERVE_DEFAULT_PROMPT_NAME", value_name = "NAME", conflicts_with = "default_prompt")]
+    pub default_prompt_name: Option<String>,
+    /// The same, as the text itself
+    #[arg(long, env = "EMBEDSERVE_DEFAULT_PROMPT", value_name = "TEXT")]
+    pub default_prompt: Option<String>,
+    /// Let `dimensions` cut the vectors of every model, also of those that were not trained for it
+    #[arg(long, env = "EMBEDSERVE_ALLOW_DIMENSIONS", value_parser = FalseyValueParser::new(), action = ArgAction::SetTrue)]
+    pub allow_dimensions: bool,
     /// Embed empty strings instead of refusing them
     #[arg(long, env = "EMBEDSERVE_ALLOW_EMPTY_INPUT", value_parser = FalseyValueParser::new(), action = ArgAction::SetTrue)]
     pub allow_empty_input: bool,

@@ -1,14 +1,16 @@
-//! Token states to sentence vectors: pooling, dense layers, normalisation, cutting, and the finite check.
+//! Token states to sentence vectors: pooling, dense layers, norms, cutting, and the finite check.
 //!
 //! What happens, and in which order, is what the model's `modules.json` says; nothing is assumed. No I/O and no
 //! channels: the device thread calls [`Head::finish`] and hands on plain rows.
 
-use candle_core::{Result, Tensor};
+use std::sync::Arc;
+
+use candle_core::{Device, Result, Tensor};
 use thiserror::Error;
 
 use crate::arch::packed::PackedBatch;
 use crate::kernel::{Linear, Pool, Reduce};
-use crate::request::Dimensions;
+use crate::request::{Dimensions, RowShape};
 
 /// Pooling modes of sentence-transformers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +20,8 @@ pub enum PoolingMode {
     Max,
     Last,
     MeanSqrtLen,
+    /// Later tokens weigh more.
+    WeightedMean,
 }
 
 impl PoolingMode {
@@ -29,6 +33,7 @@ impl PoolingMode {
             Self::Max => "max",
             Self::Last => "last",
             Self::MeanSqrtLen => "mean-sqrt-len",
+            Self::WeightedMean => "weighted-mean",
         }
     }
 
@@ -39,6 +44,7 @@ impl PoolingMode {
             Self::Max => Reduce::Max,
             Self::Last => Reduce::Last,
             Self::MeanSqrtLen => Reduce::MeanSqrtLen,
+            Self::WeightedMean => Reduce::WeightedMean,
         }
     }
 }
@@ -67,19 +73,40 @@ impl FiniteRow {
 /// Everything after the encoder, for one model.
 #[derive(Debug, Clone)]
 pub struct Head {
-    pub pooling: PoolingMode,
-    /// Dense layers with their activations, in order.
-    pub dense: Vec<Linear>,
-    pub normalize: bool,
+    /// One or more; the vectors of several are put end to end.
+    pub pooling: Vec<PoolingMode>,
+    pub steps: Vec<Step>,
+}
+
+/// What happens to a pooled vector, in the order of `modules.json`.
+#[derive(Debug, Clone)]
+pub enum Step {
+    Dense(Linear),
+    LayerNorm(Norm),
+    /// To unit length.
+    Normalize,
+}
+
+/// `(x − mean)/√(variance + ε)·γ + β` of one vector.
+#[derive(Debug, Clone)]
+pub struct Norm {
+    pub gamma: Vec<f32>,
+    pub beta: Vec<f32>,
+    pub epsilon: f64,
 }
 
 impl Head {
     /// The length of the vectors for an encoder of `hidden_size`.
     pub fn dimensions(&self, hidden_size: usize) -> usize {
-        self.dense.last().map_or(hidden_size, |dense| dense.weight.n())
+        let dense = self.steps.iter().rev().find_map(|step| match step {
+            Step::Dense(dense) => Some(dense.weight.n()),
+            Step::LayerNorm(_) | Step::Normalize => None,
+        });
+        dense.unwrap_or(hidden_size * self.pooling.len())
     }
 
-    /// `hidden [n_tokens, hidden_size]` to one vector per row of the batch, each cut to its own `dimensions`.
+    /// `hidden [n_tokens, hidden_size]` to one vector per row of the batch, each with its own prompt left out of the
+    /// pooling and cut to its own length.
     ///
     /// # Errors
     /// The device failed. A non-finite vector fails its own row alone.
@@ -87,28 +114,87 @@ impl Head {
         &self,
         hidden: &Tensor,
         batch: &PackedBatch,
-        dimensions: &[Dimensions],
+        shapes: &[RowShape],
     ) -> Result<Vec<std::result::Result<FiniteRow, NonFinite>>> {
-        let pool = Pool { reduce: self.pooling.reduce(), offsets: batch.offsets().clone() };
-        let mut vectors = pool.forward(hidden)?;
-        for dense in &self.dense {
-            vectors = dense.forward(&vectors)?;
+        let mut vectors = self.pool(hidden, batch, shapes)?;
+        // Checked here too: a ReLU behind it would turn a NaN into a plausible zero.
+        let finite: Vec<bool> = vectors.rows().map(|row| row.iter().all(|x| x.is_finite())).collect();
+        for step in &self.steps {
+            match step {
+                Step::Dense(dense) => vectors = vectors.through(dense, hidden.device())?,
+                Step::LayerNorm(norm) => vectors.rows_mut().for_each(|row| norm.apply(row)),
+                Step::Normalize => vectors.rows_mut().for_each(normalise),
+            }
         }
-        let rows = vectors.to_vec2::<f32>()?;
-        Ok(rows.into_iter().zip(dimensions).map(|(row, dimensions)| self.shape(row, dimensions.get())).collect())
+        let rows = vectors.rows().zip(finite).zip(shapes);
+        Ok(rows
+            .map(|((row, finite), shape)| if finite { cut(row, shape.dimensions) } else { Err(NonFinite) })
+            .collect())
     }
 
-    fn shape(&self, mut row: Vec<f32>, dimensions: usize) -> std::result::Result<FiniteRow, NonFinite> {
-        let is_cut = dimensions < row.len();
-        if self.normalize {
-            normalise(&mut row);
+    fn pool(&self, hidden: &Tensor, batch: &PackedBatch, shapes: &[RowShape]) -> Result<Vectors> {
+        let skips: Arc<[usize]> = shapes.iter().map(|shape| shape.skip).collect();
+        let mut parts = Vec::with_capacity(self.pooling.len());
+        for mode in &self.pooling {
+            let pool = Pool { reduce: mode.reduce(), offsets: batch.offsets().clone(), skips: Arc::clone(&skips) };
+            parts.push(Vectors::read(&pool.forward(hidden)?)?);
         }
-        row.truncate(dimensions);
-        if is_cut {
-            normalise(&mut row);
+        let width = parts.iter().map(|part| part.width).sum();
+        let mut values = Vec::with_capacity(width * shapes.len());
+        for row in 0..shapes.len() {
+            values.extend(parts.iter().flat_map(|part| &part.values[row * part.width..][..part.width]));
         }
-        FiniteRow::new(row)
+        Ok(Vectors { values, width })
     }
+}
+
+/// The vectors of a batch, end to end, on the host: they are few beside its tokens.
+struct Vectors {
+    values: Vec<f32>,
+    width: usize,
+}
+
+impl Vectors {
+    fn read(tensor: &Tensor) -> Result<Self> {
+        let (_, width) = tensor.dims2()?;
+        Ok(Self { values: tensor.flatten_all()?.to_vec1()?, width })
+    }
+
+    fn rows(&self) -> impl Iterator<Item = &[f32]> {
+        self.values.chunks_exact(self.width)
+    }
+
+    fn rows_mut(&mut self) -> impl Iterator<Item = &mut [f32]> {
+        self.values.chunks_exact_mut(self.width)
+    }
+
+    fn through(self, dense: &Linear, device: &Device) -> Result<Self> {
+        let n_rows = self.values.len() / self.width;
+        Self::read(&dense.forward(&Tensor::from_vec(self.values, (n_rows, self.width), device)?)?)
+    }
+}
+
+impl Norm {
+    /// Sums run in f64; the result is rounded once.
+    #[expect(clippy::cast_possible_truncation, reason = "rounded to f32 once, at the end")]
+    fn apply(&self, row: &mut [f32]) {
+        let n = row.len() as f64;
+        let mean = row.iter().map(|x| f64::from(*x)).sum::<f64>() / n;
+        let variance = row.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / n;
+        let inverse = 1.0 / (variance + self.epsilon).sqrt();
+        for ((x, gamma), beta) in row.iter_mut().zip(&self.gamma).zip(&self.beta) {
+            *x = ((f64::from(*x) - mean) * inverse * f64::from(*gamma) + f64::from(*beta)) as f32;
+        }
+    }
+}
+
+/// The first values; a vector that lost some is brought back to unit length.
+fn cut(row: &[f32], dimensions: Dimensions) -> std::result::Result<FiniteRow, NonFinite> {
+    let mut kept = row[..dimensions.get().min(row.len())].to_vec();
+    if kept.len() < row.len() {
+        normalise(&mut kept);
+    }
+    FiniteRow::new(kept)
 }
 
 /// Scales to unit length; a zero vector stays zero (torch's `normalize` divides by at least 1e-12).

@@ -1,9 +1,11 @@
 //! One embeddings request as a value: whatever exists as an [`EmbedRequest`] has passed every check that needs no
-//! tokenizer (counts, empty inputs, dimensions, truncation, byte caps).
+//! tokenizer (counts, empty inputs, dimensions, truncation, prompts).
 //!
 //! Plain types only: no JSON, no status codes, no clocks but the deadline that the caller brings. The wording that
 //! clients see lives in `http/error.rs`; here a failure is a [`RequestError`] that knows its place and its numbers.
 
+mod prompts;
+mod row;
 mod truncation;
 
 use std::fmt;
@@ -11,6 +13,10 @@ use std::time::Instant;
 
 use thiserror::Error;
 
+pub use prompts::Prompts;
+pub use row::{RowShape, TokenRow};
+
+use prompts::PromptFields;
 use truncation::TruncationFields;
 
 /// What the wire delivered, types checked, values not yet.
@@ -30,6 +36,16 @@ pub struct RawRequest {
     pub truncation_side: Option<(&'static str, String)>,
     /// `token_encoding`: how to read token arrays.
     pub token_encoding: Option<String>,
+    /// `prompt`: the text to put before every input; `""` = none.
+    pub prompt: Option<String>,
+    /// `prompt_name`: one of the model's prompts (sentence-transformers, TEI).
+    pub prompt_name: Option<String>,
+    /// `input_type`: a role (Cohere, Voyage, NIM).
+    pub input_type: Option<String>,
+    /// `task`: a role (Jina).
+    pub task: Option<String>,
+    /// The role that the model name ended with.
+    pub role_suffix: Option<&'static str>,
 }
 
 /// `truncate` is a bool for some clients and a word for others.
@@ -77,6 +93,9 @@ pub struct RequestLimits {
     pub token_arrays: TokenArrays,
     /// The truncation that applies when the request does not say.
     pub truncate: Option<Side>,
+    pub prompts: Prompts,
+    /// Bytes of a `prompt` that the request brings along.
+    pub max_prompt_bytes: usize,
 }
 
 /// Which end of an over-long input is kept... and which is cut.
@@ -143,6 +162,8 @@ pub struct EmbedRequest {
     pub dimensions: Dimensions,
     pub truncation: Truncation,
     pub token_encoding: Option<TokenEncoding>,
+    /// Put before every text; empty: nothing.
+    pub prompt: String,
     /// When the answer stops being useful.
     pub deadline: Instant,
 }
@@ -181,7 +202,7 @@ impl Dimensions {
         match usize::try_from(requested) {
             Ok(value) if value == limits.dimensions => Ok(Self(value)),
             Ok(value) if value < limits.dimensions && limits.matryoshka => Ok(Self(value)),
-            _ if !limits.matryoshka => Err(RequestError::DimensionsUnsupported),
+            _ if !limits.matryoshka => Err(RequestError::DimensionsUnsupported { native: limits.dimensions }),
             _ => Err(RequestError::DimensionsTooLarge { value: requested, native: limits.dimensions }),
         }
     }
@@ -243,8 +264,8 @@ pub enum RequestError {
     EmptyString { place: Place },
     #[error("too many inputs, limit: {limit}")]
     TooManyInputs { limit: usize },
-    #[error("this model has one vector length")]
-    DimensionsUnsupported,
+    #[error("this model has one vector length: {native}")]
+    DimensionsUnsupported { native: usize },
     #[error("dimensions above native {native}: {value}")]
     DimensionsTooLarge { value: i64, native: usize },
     #[error("dimensions below 1: {value}")]
@@ -273,7 +294,7 @@ impl EmbedRequest {
     /// Checks everything that needs no tokenizer.
     ///
     /// # Errors
-    /// The first problem found, in the order counts, empty inputs, dimensions, truncation fields, encoding.
+    /// The first problem found, in the order counts, empty inputs, dimensions, truncation fields, encoding, prompt.
     pub fn parse(
         requested_model: String,
         raw: RawRequest,
@@ -293,7 +314,15 @@ impl EmbedRequest {
         };
         let truncation = fields.resolve(limits)?;
         let token_encoding = raw.token_encoding.map(parse_token_encoding).transpose()?;
-        Ok(Self { requested_model, inputs, single, dimensions, truncation, token_encoding, deadline })
+        let fields = PromptFields {
+            prompt: raw.prompt,
+            prompt_name: raw.prompt_name,
+            input_type: raw.input_type,
+            task: raw.task,
+            suffix: raw.role_suffix,
+        };
+        let prompt = fields.resolve(limits)?;
+        Ok(Self { requested_model, inputs, single, dimensions, truncation, token_encoding, prompt, deadline })
     }
 }
 

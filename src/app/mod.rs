@@ -42,8 +42,9 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Some(Command::Models(command)) => {
             log::init(&config::log(&cli.serve.logs, &environment));
             match command {
-                ModelsCommand::List(source) => commands::list(&source, &environment),
-                ModelsCommand::Verify { models, source } => commands::verify(&models, &source, &environment),
+                ModelsCommand::List(args) => commands::list(&args, &environment),
+                ModelsCommand::Show(args) => commands::show(&args, &cli.serve, &environment),
+                ModelsCommand::Verify(args) => commands::verify(&args, &cli.serve, &environment),
                 ModelsCommand::Pull { models, source } => commands::pull(&models, &source, &environment),
             }
         }

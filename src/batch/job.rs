@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use crate::batch::plan::Planned;
 use crate::observe::metrics::ModelMetrics;
 use crate::pool::FiniteRow;
-use crate::request::Dimensions;
+use crate::request::{Dimensions, RowShape, TokenRow};
 
 /// Why one row has no vector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +58,7 @@ pub struct Row {
 #[derive(Debug)]
 pub struct Job {
     ids: Vec<u32>,
-    dimensions: Dimensions,
+    shape: RowShape,
     index: usize,
     answered: bool,
     shared: Arc<Shared>,
@@ -90,8 +90,8 @@ impl Job {
         &self.ids
     }
 
-    pub const fn dimensions(&self) -> Dimensions {
-        self.dimensions
+    pub const fn shape(&self) -> RowShape {
+        self.shape
     }
 
     /// A batch has taken this row: from now on only the request's own deadline ends it.
@@ -178,7 +178,7 @@ pub struct Answered {
 
 /// Makes the two ends of one request's rows.
 pub(super) fn pair(
-    rows: Vec<Vec<u32>>,
+    rows: Vec<TokenRow>,
     dimensions: Dimensions,
     metrics: Arc<ModelMetrics>,
     queue_timeout: Duration,
@@ -199,7 +199,10 @@ pub(super) fn pair(
         enqueued: Instant::now(),
         metrics,
     });
-    let job = |(index, ids)| Job { ids, dimensions, index, answered: false, shared: Arc::clone(&shared) };
+    let job = |(index, TokenRow { ids, skip })| {
+        let shape = RowShape { skip, dimensions };
+        Job { ids, shape, index, answered: false, shared: Arc::clone(&shared) }
+    };
     let jobs = rows.into_iter().enumerate().map(job).collect();
     (jobs, Tickets { shared, n_rows, queue_timeout, abandoned })
 }

@@ -16,7 +16,7 @@ use thiserror::Error;
 pub use job::{Answered, Job, JoinError, Row, RowFailure, Tickets};
 
 use crate::observe::metrics::{ModelMetrics, Refusal};
-use crate::request::Dimensions;
+use crate::request::{Dimensions, TokenRow};
 use job::{Abandon, pair};
 use plan::{Backlog, Budget};
 
@@ -85,13 +85,15 @@ impl Queue {
     ///
     /// # Errors
     /// Full, closed, or more than could ever fit.
-    pub fn submit(&self, rows: Vec<Vec<u32>>, dimensions: Dimensions) -> Result<Tickets, SubmitError> {
+    pub fn submit(&self, rows: Vec<TokenRow>, dimensions: Dimensions) -> Result<Tickets, SubmitError> {
         let limits = self.shared.limits;
-        let (n_rows, n_tokens) = (rows.len(), rows.iter().map(Vec::len).sum::<usize>());
+        let (n_rows, n_tokens) = (rows.len(), rows.iter().map(|row| row.ids.len()).sum::<usize>());
         if n_rows > limits.rows || n_tokens > limits.tokens {
             return Err(SubmitError::NeverFits { tokens: n_tokens, limit: limits.tokens });
         }
-        if let Some(longest) = rows.iter().map(Vec::len).max().filter(|longest| *longest > limits.batch.tokens) {
+        if let Some(longest) =
+            rows.iter().map(|row| row.ids.len()).max().filter(|longest| *longest > limits.batch.tokens)
+        {
             return Err(SubmitError::NeverFits { tokens: longest, limit: limits.batch.tokens });
         }
         let weak = Arc::downgrade(&self.shared);

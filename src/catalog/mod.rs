@@ -6,6 +6,7 @@
 
 pub mod id;
 pub mod names;
+pub mod reference;
 pub mod schema;
 
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use crate::catalog::id::{IdError, RelPath, RepoId, Revision, Sha256, printable};
+use crate::catalog::reference::Reference;
 use crate::pool::PoolingMode;
 use crate::request::{Side, TokenArrays};
 
@@ -29,6 +31,8 @@ pub struct ModelSpec {
     pub sources: Vec<SourceSpec>,
     /// Unix seconds for `/v1/models`: constant between calls and restarts.
     pub created: u64,
+    /// The `model_type` that the model's `config.json` must name.
+    pub architecture: Option<String>,
     pub pooling: Option<PoolingMode>,
     pub normalize: Option<bool>,
     /// Lowers the model's own limit, never raises it.
@@ -53,6 +57,8 @@ pub struct ModelSpec {
     pub languages: Vec<String>,
     /// Upper bound of one file of this model, in bytes.
     pub max_file_bytes: u64,
+    /// What was published about its vectors.
+    pub references: Vec<Reference>,
 }
 
 /// Where a model's files come from. Every kind is named explicitly, never guessed from what happens to exist.
@@ -160,6 +166,7 @@ fn outside_catalogue(id: String) -> ModelSpec {
         aliases: Vec::new(),
         sources: Vec::new(),
         created: DEFAULT_CREATED,
+        architecture: None,
         pooling: None,
         normalize: None,
         max_tokens: None,
@@ -175,6 +182,7 @@ fn outside_catalogue(id: String) -> ModelSpec {
         license: None,
         languages: Vec::new(),
         max_file_bytes: DEFAULT_MAX_FILE_BYTES,
+        references: Vec::new(),
     }
 }
 

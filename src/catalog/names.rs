@@ -113,6 +113,26 @@ impl Names {
             .or(self.accept_any.then_some(self.default_index))
     }
 
+    /// A requested name without the role at its end, and that role. A name that is served as it stands has none. A role
+    /// behind `-` counts only behind a served name, because unknown names end so too.
+    pub fn split_role<'n>(&self, name: &'n str) -> (&'n str, Option<&'static str>) {
+        let known = |name: &str| self.index.contains_key(&name.to_ascii_lowercase());
+        if name.len() > MAX_NAME_BYTES || known(name) {
+            return (name, None);
+        }
+        for (suffix, role) in ROLE_SUFFIXES {
+            let Some(at) = name.len().checked_sub(suffix.len()).filter(|at| name.is_char_boundary(*at)) else {
+                continue;
+            };
+            let (base, end) = name.split_at(at);
+            let any = self.accept_any && suffix.starts_with('@');
+            if end.eq_ignore_ascii_case(suffix) && (known(base) || any) {
+                return (base, Some(role));
+            }
+        }
+        (name, None)
+    }
+
     pub fn default_index(&self) -> usize {
         self.default_index
     }
@@ -161,6 +181,15 @@ fn edit_distance(a: &str, b: &str) -> usize {
     }
     previous.last().copied().unwrap_or(0)
 }
+
+/// What a model name may end with, for clients that cannot add a field, and the role it means.
+const ROLE_SUFFIXES: [(&str, &str); 5] = [
+    ("@query", "query"),
+    ("@passage", "passage"),
+    ("@document", "document"),
+    ("-query", "query"),
+    ("-passage", "passage"),
+];
 
 /// No name is this long: a longer one is unknown without being looked at.
 const MAX_NAME_BYTES: usize = 512;

@@ -15,7 +15,7 @@ use thiserror::Error;
 
 pub use downloads::source;
 pub use environment::{Environment, health_port, log};
-pub use resolve::{addresses, catalogue, is_loopback};
+pub use resolve::{addresses, batch, catalogue, is_loopback, requests};
 
 use crate::catalog::{CatalogError, Names, SourceSpec};
 use crate::kernel::Isa;
@@ -93,9 +93,24 @@ pub struct RequestConfig {
     pub token_arrays: TokenArrays,
     /// Truncation of over-long inputs where neither request nor model says; `None` = they are an error.
     pub truncate: Option<Side>,
+    /// The default prompt of models whose catalogue entry names none.
+    pub default_prompt: Option<DefaultPrompt>,
+    /// Bytes of a request's own `prompt`. 4 KiB are several times the longest published instruction, and every input of
+    /// the request is tokenised with it once more.
+    pub max_prompt_bytes: usize,
+    /// Vectors of every model may be cut to fewer `dimensions`, also of those that were not trained for it.
+    pub allow_dimensions: bool,
     /// 600 s: what the OpenAI clients wait. A CPU needs minutes for a request of 300,000 tokens, and refusing it half
     /// way would only make the client send it again.
     pub request_timeout: Duration,
+}
+
+/// The operator's prompt for requests that choose none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DefaultPrompt {
+    /// One of the model's own, by its name.
+    Name(String),
+    Text(String),
 }
 
 /// Queue and batch budgets, each model.

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use crate::catalog::id::Revision;
 use crate::catalog::{self, CatalogError, ModelSpec, Names, SourceSpec};
-use crate::cli::{IsaArg, PoolingArg, ResidencyArgs, ServeArgs, ServerArgs, TokenArraysArg};
+use crate::cli::{IsaArg, PoolingArg, RequestArgs, ResidencyArgs, ServeArgs, ServerArgs, TokenArraysArg};
 use crate::config::environment::port;
 use crate::config::{
-    ApiKey, BatchConfig, Config, ConfigError, DEFAULT_MODEL, Environment, HttpConfig, LifecycleConfig, RequestConfig,
-    ResidencyConfig, source,
+    ApiKey, BatchConfig, Config, ConfigError, DEFAULT_MODEL, DefaultPrompt, Environment, HttpConfig, LifecycleConfig,
+    RequestConfig, ResidencyConfig, source,
 };
 use crate::kernel::Isa;
 use crate::observe::secret::Secret;
@@ -28,35 +28,58 @@ impl Config {
         check_device(&args.models.device, &args.models.dtype)?;
         let names = names(args)?;
         let http = http(&args.server, environment)?;
-        let requests = RequestConfig {
-            max_inputs: at_least_one("--max-inputs", args.requests.max_inputs)?,
-            max_request_tokens: at_least_one("--max-request-tokens", args.requests.max_request_tokens)?,
-            max_input_bytes_per_token: 64,
-            allow_empty_input: args.requests.allow_empty_input,
-            accept_any_model: args.models.accept_any_model,
-            token_arrays: match args.requests.token_arrays {
-                TokenArraysArg::Auto => TokenArrays::Auto,
-                TokenArraysArg::Model => TokenArrays::Model,
-                TokenArraysArg::Cl100k => TokenArrays::Cl100k,
-                TokenArraysArg::Reject => TokenArrays::Reject,
-            },
-            truncate: args.requests.auto_truncate.then_some(Side::End),
-            request_timeout: args.requests.request_timeout,
-        };
-        let batch = BatchConfig {
-            queue_rows: at_least_one("--queue-rows", args.batching.queue_rows)?,
-            queue_tokens: at_least_one("--queue-tokens", args.batching.queue_tokens)?,
-            queue_timeout: args.batching.queue_timeout,
-            max_batch_tokens: args.batching.max_batch_tokens,
-            max_batch_rows: at_least_one("--max-batch-rows", args.batching.max_batch_rows.unwrap_or(usize::MAX))?,
-            threads: at_least_one("--threads", args.batching.threads.unwrap_or_else(threads::available))?,
-            stall_limit: args.batching.stall_limit,
-            isa: isa(args.batching.kernel_isa)?,
-        };
+        let (requests, batch) = (requests(args)?, batch(args)?);
         let residency = residency(&args.residency)?;
         let lifecycle = LifecycleConfig { drain_delay: args.server.drain_delay, drain_grace: args.server.drain_grace };
         Ok(Self { names, http, requests, batch, residency, lifecycle, source: source(&args.source, environment)? })
     }
+}
+
+/// What one request may ask.
+///
+/// # Errors
+/// A limit that is impossible.
+pub fn requests(args: &ServeArgs) -> Result<RequestConfig, ConfigError> {
+    Ok(RequestConfig {
+        max_inputs: at_least_one("--max-inputs", args.requests.max_inputs)?,
+        max_request_tokens: at_least_one("--max-request-tokens", args.requests.max_request_tokens)?,
+        max_input_bytes_per_token: 64,
+        allow_empty_input: args.requests.allow_empty_input,
+        accept_any_model: args.models.accept_any_model,
+        token_arrays: match args.requests.token_arrays {
+            TokenArraysArg::Auto => TokenArrays::Auto,
+            TokenArraysArg::Model => TokenArrays::Model,
+            TokenArraysArg::Cl100k => TokenArrays::Cl100k,
+            TokenArraysArg::Reject => TokenArrays::Reject,
+        },
+        truncate: args.requests.auto_truncate.then_some(Side::End),
+        default_prompt: default_prompt(&args.requests),
+        max_prompt_bytes: 4096,
+        allow_dimensions: args.requests.allow_dimensions,
+        request_timeout: args.requests.request_timeout,
+    })
+}
+
+/// Queue and batch budgets.
+///
+/// # Errors
+/// A limit that is impossible, or kernels that this processor lacks.
+pub fn batch(args: &ServeArgs) -> Result<BatchConfig, ConfigError> {
+    Ok(BatchConfig {
+        queue_rows: at_least_one("--queue-rows", args.batching.queue_rows)?,
+        queue_tokens: at_least_one("--queue-tokens", args.batching.queue_tokens)?,
+        queue_timeout: args.batching.queue_timeout,
+        max_batch_tokens: args.batching.max_batch_tokens,
+        max_batch_rows: at_least_one("--max-batch-rows", args.batching.max_batch_rows.unwrap_or(usize::MAX))?,
+        threads: at_least_one("--threads", args.batching.threads.unwrap_or_else(threads::available))?,
+        stall_limit: args.batching.stall_limit,
+        isa: isa(args.batching.kernel_isa)?,
+    })
+}
+
+fn default_prompt(args: &RequestArgs) -> Option<DefaultPrompt> {
+    let name = args.default_prompt_name.clone().map(DefaultPrompt::Name);
+    name.or_else(|| args.default_prompt.clone().map(DefaultPrompt::Text))
 }
 
 fn names(args: &ServeArgs) -> Result<Names, ConfigError> {

@@ -74,6 +74,17 @@ fn what_this_build_cannot_do_is_refused_at_start() {
 }
 
 #[test]
+fn the_operators_default_prompt_is_a_name_or_a_text() {
+    let prompt = |args: &[&str]| resolve(args, &[]).unwrap().requests.default_prompt;
+    assert_eq!(prompt(&[]), None);
+    assert_eq!(prompt(&["--default-prompt-name", "query"]), Some(DefaultPrompt::Name("query".to_owned())));
+    assert_eq!(prompt(&["--default-prompt", "query: "]), Some(DefaultPrompt::Text("query: ".to_owned())));
+    assert!(Cli::try_parse_from(["embedserve", "--default-prompt", "a", "--default-prompt-name", "b"]).is_err());
+    assert!(!resolve(&[], &[]).unwrap().requests.allow_dimensions);
+    assert!(resolve(&["--allow-dimensions"], &[]).unwrap().requests.allow_dimensions);
+}
+
+#[test]
 fn aliases_and_the_default_model_refer_to_served_models() {
     let models = ["-m", "BAAI/bge-small-en-v1.5", "-m", "BAAI/bge-base-en-v1.5"];
     let with = |more: &[&str]| resolve(&[&models[..], more].concat(), &[]);

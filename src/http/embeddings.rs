@@ -47,8 +47,9 @@ async fn answer(state: &HttpState, request: Request, account: &mut Account) -> R
     let parsed = parsed?;
     account.timings.parse = parsing.elapsed();
 
-    let WireRequest { model: name, encoding_format, has_input, raw, refusal } = parsed;
-    let (slot, name) = model(state, name)?;
+    let WireRequest { model: name, encoding_format, has_input, mut raw, refusal } = parsed;
+    let (slot, name, role) = model(state, name)?;
+    raw.role_suffix = role;
     account.model = Some(Arc::clone(&slot.spec));
     let metrics = state.engine.metrics.model(&slot.spec.id);
     metrics.parsed(account.timings.parse);
@@ -72,20 +73,24 @@ async fn answer(state: &HttpState, request: Request, account: &mut Account) -> R
     write(embedded, name, encoding, (account, &metrics)).await
 }
 
-/// The model a request means, and the name that its answer repeats.
-fn model(state: &HttpState, name: Option<String>) -> Result<(&Arc<Slot>, String), ApiError> {
+/// The model a request means, the name that its answer repeats, and the role at the end of that name.
+fn model(state: &HttpState, name: Option<String>) -> Result<(&Arc<Slot>, String, Option<&'static str>), ApiError> {
     let name = name.filter(|name| !name.is_empty());
-    let any = state.engine.names().accepts_any();
-    match (state.engine.slot(name.as_deref()), name) {
-        (Ok(slot), Some(name)) => {
-            if any {
-                state.strangers.note(state.engine.names(), &name, &slot.spec.id);
+    let names = state.engine.names();
+    let (served, role) = name.as_deref().map_or((None, None), |name| {
+        let (served, role) = names.split_role(name);
+        (Some(served), role)
+    });
+    match (state.engine.slot(served), served, &name) {
+        (Ok(slot), Some(served), Some(name)) => {
+            if names.accepts_any() {
+                state.strangers.note(names, served, &slot.spec.id);
             }
-            Ok((slot, name))
+            Ok((slot, name.clone(), role))
         }
-        (Ok(slot), None) => Ok((slot, slot.spec.id.clone())),
-        (Err(_), Some(model)) => Err(ApiError::UnknownModel { model }),
-        (Err(_), None) => Err(ApiError::MissingModel),
+        (Ok(slot), _, _) => Ok((slot, slot.spec.id.clone(), None)),
+        (Err(_), _, Some(model)) => Err(ApiError::UnknownModel { model: model.clone() }),
+        (Err(_), _, None) => Err(ApiError::MissingModel),
     }
 }
 

@@ -261,7 +261,9 @@ fn request_row(error: &RequestError, field: impl Fn(&'static str, Option<&'stati
         RequestError::TokenId { .. } => field("input", Some("invalid_token_id")),
         RequestError::AmbiguousTokenIds { .. } => field("input", Some("ambiguous_token_ids")),
         RequestError::TokenArraysRejected => field("input", Some("token_arrays_not_supported")),
-        RequestError::DimensionsUnsupported | RequestError::DimensionsTooLarge { .. } => field("dimensions", None),
+        RequestError::DimensionsUnsupported { .. } | RequestError::DimensionsTooLarge { .. } => {
+            field("dimensions", None)
+        }
         RequestError::DimensionsTooSmall { .. } => field("dimensions", Some("integer_below_min_value")),
         RequestError::InvalidValue { field: name, .. } => field(name, Some("invalid_value")),
     }

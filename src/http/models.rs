@@ -49,9 +49,15 @@ pub async fn retrieve(State(state): State<Arc<HttpState>>, uri: Uri) -> Response
     let id = uri.path().split_once("/models/").map_or("", |(_, id)| id);
     let id = percent_decode_str(id).decode_utf8_lossy().into_owned();
     let entries = state.engine.names().entries();
-    let exact = entries.iter().position(|entry| entry.name == id);
-    let found = exact.or_else(|| entries.iter().position(|entry| entry.name.eq_ignore_ascii_case(&id)));
-    let model = found.and_then(|index| entries.into_iter().nth(index)).and_then(|entry| describe(&state, entry));
+    let (name, role) = state.engine.names().split_role(&id);
+    let exact = entries.iter().position(|entry| entry.name == name);
+    let found = exact.or_else(|| entries.iter().position(|entry| entry.name.eq_ignore_ascii_case(name)));
+    let found = found.and_then(|index| entries.into_iter().nth(index)).map(|entry| match role {
+        // A name with a role is no entry of its own; the answer repeats it.
+        Some(_) => NameEntry { name: id.clone(), ..entry },
+        None => entry,
+    });
+    let model = found.and_then(|entry| describe(&state, entry));
     match model {
         Some(model) => reply::json(&model),
         None => ApiError::NoSuchModel { model: id }.into_response(),

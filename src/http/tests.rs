@@ -72,6 +72,9 @@ fn request_config() -> RequestConfig {
         accept_any_model: false,
         token_arrays: TokenArrays::Auto,
         truncate: None,
+        default_prompt: None,
+        max_prompt_bytes: 64,
+        allow_dimensions: false,
         request_timeout: Duration::from_secs(1),
     }
 }

@@ -86,10 +86,14 @@ enum Field {
     TruncationSide,
     TruncationDirection,
     TokenEncoding,
+    Prompt,
+    PromptName,
+    InputType,
+    Task,
 }
 
 impl Field {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 15] = [
         Self::Model,
         Self::Input,
         Self::EncodingFormat,
@@ -101,6 +105,10 @@ impl Field {
         Self::TruncationSide,
         Self::TruncationDirection,
         Self::TokenEncoding,
+        Self::Prompt,
+        Self::PromptName,
+        Self::InputType,
+        Self::Task,
     ];
 
     const fn name(self) -> &'static str {
@@ -116,6 +124,10 @@ impl Field {
             Self::TruncationSide => "truncation_side",
             Self::TruncationDirection => "truncation_direction",
             Self::TokenEncoding => "token_encoding",
+            Self::Prompt => "prompt",
+            Self::PromptName => "prompt_name",
+            Self::InputType => "input_type",
+            Self::Task => "task",
         }
     }
 }
@@ -210,6 +222,10 @@ impl Object {
                 return self.set_side(field.name(), side);
             }
             (Field::TokenEncoding, Scalar::Text(name)) => return raw.token_encoding = Some(name),
+            (Field::Prompt, Scalar::Text(prompt)) => return raw.prompt = Some(prompt),
+            (Field::PromptName, Scalar::Text(name)) => return raw.prompt_name = Some(name),
+            (Field::InputType, Scalar::Text(role)) => return raw.input_type = Some(role),
+            (Field::Task, Scalar::Text(role)) => return raw.task = Some(role),
             (Field::Dimensions | Field::TruncatePromptTokens, other) => ("an integer", other),
             (Field::Truncation, other) => ("a boolean", other),
             (Field::Truncate, other) => ("a boolean or a string", other),

@@ -265,6 +265,8 @@ impl EmbedOp<'_> {
 pub struct Pool {
     pub reduce: Reduce,
     pub offsets: Arc<[usize]>,
+    /// Rows at the start of each sequence to leave out.
+    pub skips: Arc<[usize]>,
 }
 
 impl Pool {
@@ -285,7 +287,10 @@ impl CustomOp1 for Pool {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (_, width) = layout.shape().dims2()?;
         let hidden = rows(storage, layout, width)?;
-        Ok(finish(cpu::reduce::reduce(self.reduce, hidden, width, &self.offsets), width))
+        if self.skips.len() + 1 != self.offsets.len() {
+            candle_core::bail!("pool: {} skips for {} offsets", self.skips.len(), self.offsets.len());
+        }
+        Ok(finish(cpu::reduce::reduce(self.reduce, hidden, width, (&self.offsets, &self.skips)), width))
     }
 }
 

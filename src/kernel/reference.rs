@@ -110,16 +110,23 @@ fn turn(x: &[f64], position: usize, base: f64) -> Vec<f64> {
     low.chain(high).collect()
 }
 
-/// Pooling of one sequence `[n, width]`.
-pub fn reduce(reduce: Reduce, rows: &[f32], width: usize) -> Vec<f64> {
+/// Pooling of one sequence `[n, width]` without its first `skip` rows.
+pub fn reduce(reduce: Reduce, rows: &[f32], width: usize, skip: usize) -> Vec<f64> {
     let n = rows.len() / width;
     let column = |c: usize| rows.iter().skip(c).step_by(width).map(|x| f64::from(*x));
+    let kept = |c: usize| column(c).skip(skip);
+    let n_kept = n.saturating_sub(skip) as f64;
+    let divided = |sum: f64, divisor: f64| if divisor > 0.0 { sum / divisor } else { 0.0 };
     let pooled = |c| match reduce {
-        Reduce::First => column(c).next().unwrap_or(0.0),
-        Reduce::Last => column(c).next_back().unwrap_or(0.0),
-        Reduce::Max => column(c).fold(f64::NEG_INFINITY, f64::max),
-        Reduce::Mean => column(c).sum::<f64>() / n as f64,
-        Reduce::MeanSqrtLen => column(c).sum::<f64>() / (n as f64).sqrt(),
+        Reduce::First => kept(c).next().or_else(|| column(c).next()).unwrap_or(0.0),
+        Reduce::Last => kept(c).next_back().unwrap_or(0.0),
+        Reduce::Max => kept(c).fold(f64::NEG_INFINITY, f64::max),
+        Reduce::Mean => divided(kept(c).sum(), n_kept),
+        Reduce::MeanSqrtLen => divided(kept(c).sum(), n_kept.sqrt()),
+        Reduce::WeightedMean => {
+            let weights = || (1..=n).skip(skip).map(|place| place as f64);
+            divided(kept(c).zip(weights()).map(|(x, weight)| x * weight).sum(), weights().sum())
+        }
     };
     (0..width).map(pooled).collect()
 }

@@ -4,6 +4,7 @@
 //! Runs on the loading thread. Everything that could make a vector silently wrong is an error here, before the model
 //! is called ready.
 
+pub mod describe;
 pub mod memory;
 pub mod modules;
 pub mod verify;
@@ -27,7 +28,7 @@ use crate::engine::{Memory, Served};
 use crate::kernel::{Isa, Linear, PackedMatrix};
 use crate::observe::metrics::{Metrics, ModelInfo};
 use crate::observe::progress::LoadProgress;
-use crate::pool::Head;
+use crate::pool::{Head, Norm, Step};
 use crate::request::{Dimensions, RequestLimits};
 use crate::runner::warmup::{self, WarmupError};
 use crate::runner::{self, Computation};
@@ -36,7 +37,8 @@ use crate::tokenize::load::TokenizerLoadError;
 use crate::tokenize::workers::Workers;
 use crate::tokenize::{Tokenizer, TokenizerSource};
 use crate::weights::{Weights, WeightsError};
-use modules::{DenseModule, Modules, ModulesError, required_json};
+use modules::prompts::NoSuchPrompt;
+use modules::{DenseModule, LayerNormModule, Modules, ModulesError, StepModule, required_json};
 
 /// A probe with words, digits, punctuation and a second script; any tokenizer makes several tokens of it.
 const PROBE: &str = "The quick brown fox jumps over 13 lazy dogs; не спеши.";
@@ -48,6 +50,8 @@ pub enum LoadError {
     Modules(#[from] ModulesError),
     #[error(transparent)]
     Arch(#[from] ArchError),
+    #[error(transparent)]
+    Prompt(#[from] NoSuchPrompt),
     #[error(transparent)]
     Weights(#[from] WeightsError),
     #[error(transparent)]
@@ -97,6 +101,7 @@ pub fn load(
     let device = Device::Cpu;
     let modules = Modules::read(folder, spec.pooling, spec.normalize)?;
     let config = required_json(&folder.join("config.json"))?;
+    check_architecture(spec, &config)?;
     let weight_files = weight_files(folder)?;
     let encoder = shared.threads.beside(|| arch::load(&config, &weight_files, &device, shared.isa))?;
     let head = shared.threads.beside(|| head(&modules, encoder.spec.hidden_size, shared.isa))?;
@@ -110,7 +115,7 @@ pub fn load(
             path: &folder.join("tokenizer.json"),
             vocab_rows: encoder.spec.vocab_size,
             lower_case: modules.lower_case,
-            prompt: modules.prompt.clone(),
+            include_prompt: spec.include_prompt.unwrap_or(modules.include_prompt),
             limits: limits.clone(),
         },
         shared.workers.clone(),
@@ -127,7 +132,7 @@ pub fn load(
         architecture: encoder.architecture.clone(),
         dtype: "f32".to_owned(),
         device: "cpu".to_owned(),
-        pooling: modules.pooling.name().to_owned(),
+        pooling: modules.pooling_name(),
         dimensions: limits.dimensions,
     });
     let memory = memory::measure(encoder.weight_bytes, &encoder.spec, budget.tokens);
@@ -138,8 +143,9 @@ pub fn load(
         architecture = encoder.architecture,
         dimensions = limits.dimensions,
         max_tokens = limits.max_tokens,
-        pooling = modules.pooling.name(),
-        normalize = modules.normalize,
+        pooling = modules.pooling_name(),
+        normalize = modules.is_normalized(),
+        prompts = limits.prompts.named.len(),
         weight_mib = memory.weight_bytes >> 20,
         scratch_mib = memory.scratch_bytes >> 20,
         kernels = %shared.isa,
@@ -153,6 +159,17 @@ pub fn load(
     let queue = Queue::new(queue_limits, model_metrics);
     let runner = runner::spawn(&spec.id, computation, queue.clone(), batch.stall_limit, &shared.metrics)?;
     Ok(Loaded { served: Served { limits, tokenizer, queue, runner: runner.info }, memory, thread: runner.thread })
+}
+
+/// A catalogue entry that speaks of another kind of model than the folder holds was meant for other files.
+fn check_architecture(spec: &ModelSpec, config: &Value) -> Result<(), LoadError> {
+    let Some(expected) = &spec.architecture else { return Ok(()) };
+    let found = config.get("model_type").and_then(Value::as_str).unwrap_or("none");
+    if found == expected {
+        return Ok(());
+    }
+    let reason = format!("config.json says model_type = {found}");
+    Err(LoadError::Setting { field: "architecture", value: expected.clone(), reason })
 }
 
 /// The weight files of a folder: one, or the shards that the index names.
@@ -176,17 +193,28 @@ fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, LoadError> {
 }
 
 fn head(modules: &Modules, hidden_size: usize, isa: Isa) -> Result<Head, LoadError> {
-    let mut width = hidden_size;
-    let mut dense = Vec::with_capacity(modules.dense.len());
-    for module in &modules.dense {
-        if module.in_features != width {
+    let mut width = hidden_size * modules.pooling.len();
+    let mut steps = Vec::with_capacity(modules.steps.len());
+    for step in &modules.steps {
+        let takes = |field, wanted: usize| {
             let reason = format!("the layer before it gives {width} values");
-            return Err(LoadError::Setting { field: "in_features", value: module.in_features.to_string(), reason });
-        }
-        dense.push(load_dense(module, isa)?);
-        width = module.out_features;
+            let refused = LoadError::Setting { field, value: wanted.to_string(), reason };
+            if wanted == width { Ok(()) } else { Err(refused) }
+        };
+        steps.push(match step {
+            StepModule::Dense(module) => {
+                takes("in_features", module.in_features)?;
+                width = module.out_features;
+                Step::Dense(load_dense(module, isa)?)
+            }
+            StepModule::LayerNorm(module) => {
+                takes("dimension", module.dimension)?;
+                Step::LayerNorm(load_layer_norm(module)?)
+            }
+            StepModule::Normalize => Step::Normalize,
+        });
     }
-    Ok(Head { pooling: modules.pooling, dense, normalize: modules.normalize })
+    Ok(Head { pooling: modules.pooling.clone(), steps })
 }
 
 fn load_dense(module: &DenseModule, isa: Isa) -> Result<Linear, WeightsError> {
@@ -196,6 +224,16 @@ fn load_dense(module: &DenseModule, isa: Isa) -> Result<Linear, WeightsError> {
     let bias = module.bias.then(|| weights.take("linear.bias", &[n])).transpose()?;
     weights.refuse_unread(|_| true)?;
     Ok(Linear { weight: Arc::new(PackedMatrix::pack(n, k, &weight, bias)), activation: module.activation, isa })
+}
+
+fn load_layer_norm(module: &LayerNormModule) -> Result<Norm, WeightsError> {
+    /// torch's default, which sentence-transformers does not change.
+    const EPSILON: f64 = 1e-5;
+    let weights = Weights::open(std::slice::from_ref(&module.weights), str::to_owned)?;
+    let gamma = weights.take("norm.weight", &[module.dimension])?;
+    let beta = weights.take("norm.bias", &[module.dimension])?;
+    weights.refuse_unread(|_| true)?;
+    Ok(Norm { gamma, beta, epsilon: EPSILON })
 }
 
 fn limits(
@@ -212,7 +250,8 @@ fn limits(
             let reason = format!("expected 1 to {positions}");
             return Err(LoadError::Setting { field: "max_tokens", value: value.to_string(), reason });
         }
-        Some(value) => value,
+        // A catalogue may lower what the model's own files say, never raise it.
+        Some(value) => value.min(own),
         None => own,
     };
     if let Some(value) = spec.dimensions
@@ -221,16 +260,19 @@ fn limits(
         let reason = format!("its weights give {dimensions}");
         return Err(LoadError::Setting { field: "dimensions", value: value.to_string(), reason });
     }
+    let listed = modules.matryoshka || !spec.matryoshka_dimensions.is_empty();
     Ok(RequestLimits {
         max_tokens,
         dimensions,
-        matryoshka: spec.matryoshka.unwrap_or(false),
+        matryoshka: requests.allow_dimensions || spec.matryoshka.unwrap_or(listed),
         max_inputs: requests.max_inputs,
         max_request_tokens: requests.max_request_tokens,
         max_input_bytes: max_tokens.saturating_mul(requests.max_input_bytes_per_token),
         allow_empty_input: requests.allow_empty_input,
         token_arrays: spec.token_arrays.unwrap_or(requests.token_arrays),
         truncate: spec.truncate.unwrap_or(requests.truncate),
+        prompts: modules.prompts.resolve(spec, requests.default_prompt.as_ref())?,
+        max_prompt_bytes: requests.max_prompt_bytes,
     })
 }
 

@@ -1,8 +1,12 @@
 //! What a model folder says about itself besides the encoder: sentence-transformers' `modules.json` and the files it
 //! names.
 //!
-//! The chain is honoured, not assumed: Transformer, then Pooling, then any Dense layers, then Normalize if and only
-//! if it is listed. A module, pooling mode or activation that is not implemented is an error naming it.
+//! The chain is honoured, not assumed: Transformer, then Pooling, then any Dense, LayerNorm and Normalize in the order
+//! listed. A module, pooling mode or activation that is not implemented is an error naming it.
+
+mod pooling;
+pub mod prompts;
+mod steps;
 
 use std::path::{Path, PathBuf};
 
@@ -11,8 +15,9 @@ use serde_json::Value;
 use thiserror::Error;
 
 use crate::catalog::id::RelPath;
-use crate::kernel::Activation;
 use crate::pool::PoolingMode;
+use prompts::OwnPrompts;
+pub use steps::{DenseModule, LayerNormModule, StepModule};
 
 /// Configuration files are small; a larger one is not a configuration.
 const MAX_CONFIG_BYTES: u64 = 4 * 1024 * 1024;
@@ -31,26 +36,18 @@ pub enum ModulesError {
 /// The chain after the encoder, and the limits before it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Modules {
-    pub pooling: PoolingMode,
-    pub dense: Vec<DenseModule>,
-    pub normalize: bool,
+    /// One or more; the vectors of several are put end to end.
+    pub pooling: Vec<PoolingMode>,
+    /// What follows, in order.
+    pub steps: Vec<StepModule>,
     /// `max_seq_length`, special tokens included; `None` = the positions decide.
     pub max_tokens: Option<usize>,
     pub lower_case: bool,
-    /// What is put before every text: the prompt that `default_prompt_name` names. Empty for most models.
-    pub prompt: String,
+    pub prompts: OwnPrompts,
     /// Whether pooling sees the prompt's tokens.
     pub include_prompt: bool,
-}
-
-/// One Dense module: where its weights lie and what follows the product.
-#[derive(Debug, Clone, PartialEq)]
-pub struct DenseModule {
-    pub weights: PathBuf,
-    pub in_features: usize,
-    pub out_features: usize,
-    pub bias: bool,
-    pub activation: Activation,
+    /// Whether the files list lengths that vectors may be cut to.
+    pub matryoshka: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -58,21 +55,6 @@ struct ModuleEntry {
     path: String,
     #[serde(rename = "type")]
     kind: String,
-}
-
-#[derive(Debug, Deserialize)]
-struct DenseConfig {
-    in_features: usize,
-    out_features: usize,
-    #[serde(default = "yes")]
-    bias: bool,
-    activation_function: String,
-    #[serde(default)]
-    use_residual: bool,
-}
-
-const fn yes() -> bool {
-    true
 }
 
 impl Modules {
@@ -92,23 +74,45 @@ impl Modules {
             };
             Self::plain(pooling)
         };
-        modules.pooling = pooling.unwrap_or(modules.pooling);
-        modules.normalize = normalize.unwrap_or(modules.normalize);
+        if let Some(pooling) = pooling {
+            modules.pooling = vec![pooling];
+        }
+        match normalize {
+            Some(true) if !modules.is_normalized() => modules.steps.push(StepModule::Normalize),
+            Some(false) => {
+                while modules.is_normalized() {
+                    modules.steps.pop();
+                }
+            }
+            Some(true) | None => {}
+        }
         modules.read_limits(folder)?;
-        modules.read_prompt(folder)?;
+        modules.prompts = OwnPrompts::read(folder)?;
+        modules.matryoshka = prompts::declares_matryoshka(folder)?;
         Ok(modules)
     }
 
+    /// Whether vectors come out with unit length.
+    pub fn is_normalized(&self) -> bool {
+        self.steps.last() == Some(&StepModule::Normalize)
+    }
+
+    /// The names of the pooling modes, for logs and metrics.
+    pub fn pooling_name(&self) -> String {
+        let names: Vec<&str> = self.pooling.iter().map(|mode| mode.name()).collect();
+        names.join("+")
+    }
+
     /// Pooling and nothing else.
-    const fn plain(pooling: PoolingMode) -> Self {
+    fn plain(pooling: PoolingMode) -> Self {
         Self {
-            pooling,
-            dense: Vec::new(),
-            normalize: false,
+            pooling: vec![pooling],
+            steps: Vec::new(),
             max_tokens: None,
             lower_case: false,
-            prompt: String::new(),
+            prompts: OwnPrompts::default(),
             include_prompt: true,
+            matryoshka: false,
         }
     }
 
@@ -119,44 +123,29 @@ impl Modules {
         let mut stage = Stage::Start;
         for entry in entries {
             // The class moved between packages over the years; its own name did not change.
-            let kind = entry.kind.rsplit('.').next().unwrap_or_default().to_owned();
-            let unsupported = |value: String| ModulesError::Unsupported { path: path.to_owned(), field: "type", value };
-            stage = match (stage, kind.as_str()) {
-                (Stage::Start, "Transformer") if entry.path.is_empty() || entry.path == "." => Stage::Encoded,
+            let kind = entry.kind.rsplit('.').next().unwrap_or_default();
+            let own_folder = || module_folder(folder, path, &entry.path);
+            match (stage, kind) {
+                (Stage::Start, "Transformer") if entry.path.is_empty() || entry.path == "." => stage = Stage::Encoded,
                 (Stage::Encoded, "Pooling") => {
-                    (chain.pooling, chain.include_prompt) = read_pooling(&module_folder(folder, path, &entry.path)?)?;
-                    Stage::Pooled
+                    (chain.pooling, chain.include_prompt) = pooling::read(&own_folder()?)?;
+                    stage = Stage::Pooled;
                 }
-                (Stage::Pooled, "Dense") => {
-                    chain.dense.push(read_dense(&module_folder(folder, path, &entry.path)?)?);
-                    Stage::Pooled
+                (Stage::Pooled, "Dense") => chain.steps.push(steps::dense(&own_folder()?)?),
+                (Stage::Pooled, "LayerNorm") => chain.steps.push(steps::layer_norm(&own_folder()?)?),
+                (Stage::Pooled, "Normalize") => chain.steps.push(steps::normalize(&own_folder()?)?),
+                // It drops values in training only.
+                (Stage::Pooled, "Dropout") => {}
+                (_, _) => {
+                    let value = format!("{} (in this place)", entry.kind);
+                    return Err(ModulesError::Unsupported { path: path.to_owned(), field: "type", value });
                 }
-                (Stage::Pooled, "Normalize") => {
-                    chain.normalize = true;
-                    Stage::Normalized
-                }
-                (_, _) => return Err(unsupported(format!("{} (in this place)", entry.kind))),
-            };
+            }
         }
-        if stage == Stage::Start || stage == Stage::Encoded {
+        if stage != Stage::Pooled {
             return Err(format("the chain has no Transformer followed by a Pooling".to_owned()));
         }
         Ok(chain)
-    }
-
-    /// sentence-transformers puts the default prompt before every text, and so do we.
-    fn read_prompt(&mut self, folder: &Path) -> Result<(), ModulesError> {
-        let path = folder.join("config_sentence_transformers.json");
-        let Some(config) = read_json(&path)? else { return Ok(()) };
-        let Some(name) = config.get("default_prompt_name").and_then(Value::as_str) else { return Ok(()) };
-        let prompt = config.get("prompts").and_then(|prompts| prompts.get(name)).and_then(Value::as_str);
-        let missing = || ModulesError::Format { path, reason: format!("prompts has no {name}") };
-        prompt.ok_or_else(missing)?.clone_into(&mut self.prompt);
-        if !self.prompt.is_empty() && !self.include_prompt {
-            let path = folder.join("1_Pooling/config.json");
-            return Err(ModulesError::Unsupported { path, field: "include_prompt", value: "false".to_owned() });
-        }
-        Ok(())
     }
 
     fn read_limits(&mut self, folder: &Path) -> Result<(), ModulesError> {
@@ -187,7 +176,6 @@ enum Stage {
     Start,
     Encoded,
     Pooled,
-    Normalized,
 }
 
 fn module_folder(folder: &Path, path: &Path, name: &str) -> Result<PathBuf, ModulesError> {
@@ -195,70 +183,6 @@ fn module_folder(folder: &Path, path: &Path, name: &str) -> Result<PathBuf, Modu
     let name = RelPath::parse(name)
         .map_err(|error| ModulesError::Format { path: path.to_owned(), reason: error.to_string() })?;
     Ok(folder.join(name.as_str()))
-}
-
-/// The pooling mode, and whether the prompt takes part in it.
-fn read_pooling(folder: &Path) -> Result<(PoolingMode, bool), ModulesError> {
-    const LEGACY: [(&str, &str); 6] = [
-        ("pooling_mode_cls_token", "cls"),
-        ("pooling_mode_max_tokens", "max"),
-        ("pooling_mode_mean_tokens", "mean"),
-        ("pooling_mode_mean_sqrt_len_tokens", "mean_sqrt_len_tokens"),
-        ("pooling_mode_weightedmean_tokens", "weightedmean"),
-        ("pooling_mode_lasttoken", "lasttoken"),
-    ];
-    let path = folder.join("config.json");
-    let config = required_json(&path)?;
-    let modes: Vec<String> = match config.get("pooling_mode") {
-        Some(Value::String(mode)) => vec![mode.clone()],
-        Some(Value::Array(modes)) => modes.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
-        _ => {
-            let on = |(field, _): &&(&str, &str)| config.get(*field).and_then(Value::as_bool) == Some(true);
-            LEGACY.iter().filter(on).map(|(_, mode)| (*mode).to_owned()).collect()
-        }
-    };
-    let unsupported = |value: String| ModulesError::Unsupported { path: path.clone(), field: "pooling_mode", value };
-    let include_prompt = config.get("include_prompt").and_then(Value::as_bool).unwrap_or(true);
-    let mode = match modes.as_slice() {
-        [mode] => match mode.as_str() {
-            "cls" => PoolingMode::Cls,
-            "max" => PoolingMode::Max,
-            "mean" => PoolingMode::Mean,
-            "mean_sqrt_len_tokens" => PoolingMode::MeanSqrtLen,
-            "lasttoken" => PoolingMode::Last,
-            other => return Err(unsupported(other.to_owned())),
-        },
-        // sentence-transformers takes the mean when no mode is switched on.
-        [] => PoolingMode::Mean,
-        several => return Err(unsupported(several.join(" + "))),
-    };
-    Ok((mode, include_prompt))
-}
-
-fn read_dense(folder: &Path) -> Result<DenseModule, ModulesError> {
-    let path = folder.join("config.json");
-    let value = required_json(&path)?;
-    let config = DenseConfig::deserialize(&value)
-        .map_err(|error| ModulesError::Format { path: path.clone(), reason: error.to_string() })?;
-    let unsupported = |field, value: String| ModulesError::Unsupported { path: path.clone(), field, value };
-    if config.use_residual {
-        return Err(unsupported("use_residual", "true".to_owned()));
-    }
-    let activation = match config.activation_function.as_str() {
-        "torch.nn.modules.linear.Identity" => Activation::None,
-        "torch.nn.modules.activation.Tanh" => Activation::Tanh,
-        "torch.nn.modules.activation.ReLU" => Activation::Relu,
-        "torch.nn.modules.activation.GELU" => Activation::Gelu,
-        "torch.nn.modules.activation.SiLU" => Activation::Silu,
-        other => return Err(unsupported("activation_function", other.to_owned())),
-    };
-    Ok(DenseModule {
-        weights: folder.join("model.safetensors"),
-        in_features: config.in_features,
-        out_features: config.out_features,
-        bias: config.bias,
-        activation,
-    })
 }
 
 fn positive(path: &Path, config: &Value, field: &'static str) -> Result<Option<usize>, ModulesError> {

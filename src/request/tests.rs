@@ -15,6 +15,8 @@ fn limits() -> RequestLimits {
         allow_empty_input: false,
         token_arrays: TokenArrays::Auto,
         truncate: None,
+        prompts: Prompts::default(),
+        max_prompt_bytes: 64,
     }
 }
 
@@ -52,7 +54,7 @@ fn dimensions_depend_on_the_model() {
     assert_eq!(with(64, true), Ok(64));
     assert_eq!(with(64, false), Ok(64));
     assert_eq!(with(65, true), Err(RequestError::DimensionsTooLarge { value: 65, native: 64 }));
-    assert_eq!(with(8, false), Err(RequestError::DimensionsUnsupported));
+    assert_eq!(with(8, false), Err(RequestError::DimensionsUnsupported { native: 64 }));
     for value in [0, -1, i64::MIN] {
         assert_eq!(with(value, true), Err(RequestError::DimensionsTooSmall { value }));
     }

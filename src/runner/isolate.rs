@@ -5,27 +5,27 @@
 
 use crate::batch::RowFailure;
 use crate::pool::FiniteRow;
-use crate::request::Dimensions;
+use crate::request::RowShape;
 use crate::runner::thread::{BatchError, Vectors};
 
 /// One result per row, in order. `forward` computes any subset of the rows.
 pub fn run(
     rows: &[&[u32]],
-    dimensions: &[Dimensions],
-    mut forward: impl FnMut(&[&[u32]], &[Dimensions]) -> Result<Vectors, BatchError>,
+    shapes: &[RowShape],
+    mut forward: impl FnMut(&[&[u32]], &[RowShape]) -> Result<Vectors, BatchError>,
 ) -> Vec<Result<FiniteRow, RowFailure>> {
     let mut results = Vec::with_capacity(rows.len());
-    bisect(rows, dimensions, &mut forward, &mut results);
+    bisect(rows, shapes, &mut forward, &mut results);
     results
 }
 
 fn bisect(
     rows: &[&[u32]],
-    dimensions: &[Dimensions],
-    forward: &mut impl FnMut(&[&[u32]], &[Dimensions]) -> Result<Vectors, BatchError>,
+    shapes: &[RowShape],
+    forward: &mut impl FnMut(&[&[u32]], &[RowShape]) -> Result<Vectors, BatchError>,
     results: &mut Vec<Result<FiniteRow, RowFailure>>,
 ) {
-    match forward(rows, dimensions) {
+    match forward(rows, shapes) {
         Ok(vectors) if vectors.len() == rows.len() => {
             results.extend(vectors.into_iter().map(|vector| vector.map_err(|_| RowFailure::NonFinite)));
         }
@@ -40,8 +40,8 @@ fn bisect(
         }
         Err(_) => {
             let half = rows.len() / 2;
-            bisect(&rows[..half], &dimensions[..half], forward, results);
-            bisect(&rows[half..], &dimensions[half..], forward, results);
+            bisect(&rows[..half], &shapes[..half], forward, results);
+            bisect(&rows[half..], &shapes[half..], forward, results);
         }
     }
 }

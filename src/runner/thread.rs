@@ -12,7 +12,7 @@ use crate::arch::{Encoder, EncoderError};
 use crate::batch::{Job, Queue, RowFailure};
 use crate::observe::metrics::{BatchFailure, Metrics, ModelMetrics, PanicThread};
 use crate::pool::{FiniteRow, Head, NonFinite};
-use crate::request::Dimensions;
+use crate::request::RowShape;
 use crate::runner::{RunnerInfo, isolate};
 use crate::threads::Threads;
 
@@ -46,12 +46,12 @@ impl Computation {
     ///
     /// # Errors
     /// The batch as a whole failed; which row is to blame is not known here.
-    pub fn run(&mut self, rows: &[&[u32]], dimensions: &[Dimensions]) -> Result<Vectors, BatchError> {
+    pub fn run(&mut self, rows: &[&[u32]], shapes: &[RowShape]) -> Result<Vectors, BatchError> {
         let batch = PackedBatch::new(rows.iter().copied());
         let Self { encoder, head, threads } = self;
         let forward = || -> Result<Vectors, EncoderError> {
             let hidden = encoder.forward(&batch)?;
-            Ok(head.finish(&hidden, &batch, dimensions)?)
+            Ok(head.finish(&hidden, &batch, shapes)?)
         };
         match catch_unwind(AssertUnwindSafe(|| threads.beside(forward))) {
             Ok(Ok(vectors)) => Ok(vectors),
@@ -113,17 +113,15 @@ fn compute(
     (metrics, model_metrics): (&Metrics, &ModelMetrics),
 ) {
     let rows: Vec<&[u32]> = jobs.iter().map(Job::ids).collect();
-    let dimensions: Vec<Dimensions> = jobs.iter().map(Job::dimensions).collect();
+    let shapes: Vec<RowShape> = jobs.iter().map(Job::shape).collect();
     let (n_rows, n_tokens) = (rows.len(), rows.iter().map(|row| row.len()).sum());
     let start = Instant::now();
     let threads = Arc::clone(&computation.threads);
-    let results = isolate::run(&rows, &dimensions, |rows, dimensions| {
+    let results = isolate::run(&rows, &shapes, |rows, shapes| {
         let _turn = threads.take_turn();
         // The stall limit is for a forward pass, not for the batches of other models before it.
         let _pass = queue.computing();
-        computation
-            .run(rows, dimensions)
-            .inspect_err(|error| report(model, error, rows.len(), (metrics, model_metrics)))
+        computation.run(rows, shapes).inspect_err(|error| report(model, error, rows.len(), (metrics, model_metrics)))
     });
     let took = start.elapsed();
     queue.batch_done(n_tokens, took);

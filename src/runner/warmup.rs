@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 
 use crate::pool::FiniteRow;
-use crate::request::Dimensions;
+use crate::request::{Dimensions, RowShape};
 use crate::runner::thread::{BatchError, Computation};
 
 /// Why a loaded model may not serve.
@@ -47,7 +47,7 @@ pub fn self_test(
 }
 
 fn run(computation: &mut Computation, rows: &[&[u32]], dimensions: Dimensions) -> Result<Vec<FiniteRow>, WarmupError> {
-    let vectors = computation.run(rows, &vec![dimensions; rows.len()]).map_err(|error| {
+    let vectors = computation.run(rows, &vec![RowShape::whole(dimensions); rows.len()]).map_err(|error| {
         WarmupError::Failed(match error {
             BatchError::OutOfMemory => "out of memory".to_owned(),
             BatchError::Failed(error) => error.to_string(),

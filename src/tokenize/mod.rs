@@ -16,7 +16,7 @@ use futures_util::future::join_all;
 use thiserror::Error;
 
 use crate::observe::metrics::{ArrayReading, ModelMetrics};
-use crate::request::{EmbedRequest, Input, Measured, Place, RequestError, RequestLimits, Side, Truncation};
+use crate::request::{EmbedRequest, Input, Measured, Place, RequestError, RequestLimits, Side, TokenRow, Truncation};
 use load::{Frame, TokenizerLoadError};
 use token_arrays::{Reading, Rules, Vocabulary};
 use workers::{WorkerFailed, Workers};
@@ -36,7 +36,7 @@ pub struct Cut {
 #[derive(Debug)]
 pub struct Encoded {
     /// One row per input, special tokens included.
-    pub rows: Vec<Vec<u32>>,
+    pub rows: Vec<TokenRow>,
     pub cuts: Vec<Option<Cut>>,
     pub elapsed: Duration,
 }
@@ -66,7 +66,7 @@ struct Model {
     frame: Frame,
     vocab_rows: usize,
     lower_case: bool,
-    prompt: String,
+    include_prompt: bool,
     limits: RequestLimits,
     metrics: Arc<ModelMetrics>,
 }
@@ -82,14 +82,14 @@ pub struct TokenizerSource<'a> {
     pub vocab_rows: usize,
     /// Texts are lower-cased first (`do_lower_case` of `sentence_bert_config.json`).
     pub lower_case: bool,
-    /// Put before every text, and counted.
-    pub prompt: String,
+    /// Whether pooling sees the tokens of a request's prompt.
+    pub include_prompt: bool,
     pub limits: RequestLimits,
 }
 
 /// One input after tokenising.
 struct EncodedRow {
-    ids: Vec<u32>,
+    row: TokenRow,
     cut: Option<Cut>,
     /// What counts against the request's total: our tokens for text, ids received for OpenAI's arrays.
     counted: usize,
@@ -104,8 +104,9 @@ impl Tokenizer {
         metrics: Arc<ModelMetrics>,
     ) -> Result<Self, TokenizerLoadError> {
         let (tokenizer, frame) = load::load(source.path, source.vocab_rows)?;
-        let TokenizerSource { name, vocab_rows, lower_case, prompt, limits, .. } = source;
-        let model = Model { name: name.to_owned(), tokenizer, frame, vocab_rows, lower_case, prompt, limits, metrics };
+        let TokenizerSource { name, vocab_rows, lower_case, include_prompt, limits, .. } = source;
+        let name = name.to_owned();
+        let model = Model { name, tokenizer, frame, vocab_rows, lower_case, include_prompt, limits, metrics };
         Ok(Self { model: Arc::new(model), workers })
     }
 
@@ -125,7 +126,7 @@ impl Tokenizer {
         }
         let elapsed = start.elapsed();
         self.model.metrics.tokenized(elapsed);
-        let (rows, cuts) = rows.into_iter().map(|row| (row.ids, row.cut)).unzip();
+        let (rows, cuts) = rows.into_iter().map(|row| (row.row, row.cut)).unzip();
         Ok(Encoded { rows, cuts, elapsed })
     }
 
@@ -147,15 +148,18 @@ impl Tokenizer {
             requested_model: request.requested_model,
         });
         let (single, truncation) = (request.single, request.truncation);
+        let prompt: Arc<str> = request.prompt.into();
         let mut first = 0;
         let mut tasks = Vec::new();
         for inputs in tasks_of(request.inputs) {
-            let (model, rules) = (Arc::clone(&self.model), Arc::clone(&rules));
+            let (model, rules, prompt) = (Arc::clone(&self.model), Arc::clone(&rules), Arc::clone(&prompt));
             let place = first;
             first += inputs.len();
             tasks.push(self.workers.run(move || -> Result<Vec<EncodedRow>, RequestError> {
-                let encode =
-                    |(index, input)| model.encode(input, Place::input(single, place + index), truncation, &rules);
+                let lead = model.lead(&prompt, truncation)?;
+                let encode = |(index, input)| {
+                    model.encode(input, Place::input(single, place + index), truncation, (&rules, &lead))
+                };
                 inputs.into_iter().enumerate().map(encode).collect()
             }));
         }
@@ -194,10 +198,10 @@ impl Model {
         input: Input,
         place: Place,
         truncation: Truncation,
-        rules: &Rules,
+        (rules, lead): (&Rules, &Lead<'_>),
     ) -> Result<EncodedRow, RequestError> {
         match input {
-            Input::Text(text) => self.encode_text(&text, place, truncation),
+            Input::Text(text) => self.encode_text(&text, lead, place, truncation),
             Input::Tokens(ids) => {
                 let vocabulary = Vocabulary { frame: &self.frame, rows: self.vocab_rows, model: &self.name };
                 let reading = rules.read(&ids, place, &vocabulary);
@@ -209,7 +213,7 @@ impl Model {
                 self.metrics.token_array(metric);
                 match reading? {
                     Reading::Text(text, _) => {
-                        let row = self.encode_text(&text, place, truncation)?;
+                        let row = self.encode_text(&text, lead, place, truncation)?;
                         Ok(EncodedRow { counted: ids.len(), ..row })
                     }
                     Reading::Ids(ids) => {
@@ -221,36 +225,63 @@ impl Model {
         }
     }
 
-    fn encode_text(&self, text: &str, place: Place, truncation: Truncation) -> Result<EncodedRow, RequestError> {
+    /// The prompt of a request, measured when pooling must not see it.
+    fn lead<'p>(&self, prompt: &'p str, truncation: Truncation) -> Result<Lead<'p>, RequestError> {
+        if prompt.is_empty() || self.include_prompt {
+            return Ok(Lead { prompt, skip: 0 });
+        }
+        let content = self.content(prompt, "prompt")?;
+        // Measured as sentence-transformers does: the prompt alone, cut like any text, without the special token at
+        // its end. Its last token may be another one in front of a text; the count is used all the same.
+        let ends_special = !self.frame.suffix.is_empty() || content.last().is_some_and(|id| self.is_special(*id));
+        let tokens = (self.frame.len() + content.len()).min(truncation.max_tokens);
+        Ok(Lead { prompt, skip: tokens.saturating_sub(usize::from(ends_special)) })
+    }
+
+    fn is_special(&self, id: u32) -> bool {
+        self.tokenizer.get_added_tokens_decoder().get(&id).is_some_and(|token| token.special)
+    }
+
+    fn encode_text(
+        &self,
+        text: &str,
+        lead: &Lead<'_>,
+        place: Place,
+        truncation: Truncation,
+    ) -> Result<EncodedRow, RequestError> {
         let cap = self.limits.max_input_bytes;
-        let kept = match truncation.side {
-            _ if text.len() <= cap => text,
+        let size_bytes = lead.prompt.len() + text.len();
+        let prepared = match truncation.side {
+            _ if size_bytes <= cap => lead.before(text),
             None => {
-                let (limit, measured) = (self.limits.max_tokens, Measured::Bytes(text.len()));
+                let (limit, measured) = (self.limits.max_tokens, Measured::Bytes(size_bytes));
                 return Err(RequestError::TooLong { place, limit, measured });
             }
-            Some(Side::End) => whole_words_before(text, cap),
-            Some(Side::Start) => whole_words_after(text, text.len() - cap),
+            Some(Side::End) if lead.prompt.len() < cap => {
+                lead.before(whole_words_before(text, cap - lead.prompt.len()))
+            }
+            Some(Side::End) => Cow::Borrowed(whole_words_before(lead.prompt, cap)),
+            // The start is what is cut, and the prompt lies there.
+            Some(Side::Start) => match text.len().checked_sub(cap) {
+                Some(excess) => Cow::Borrowed(whole_words_after(text, excess)),
+                None => Cow::Owned(whole_words_after(&lead.before(text), size_bytes - cap).to_owned()),
+            },
         };
-        let mut prepared = Cow::Borrowed(kept);
-        if !self.prompt.is_empty() {
-            prepared = Cow::Owned(format!("{}{kept}", self.prompt));
-        }
-        if self.lower_case {
-            prepared = Cow::Owned(prepared.to_lowercase());
-        }
-        let content = load::ids(&self.tokenizer, &prepared, false);
-        // The library fails only on a tokenizer that was refused at start; reported as the row it happened on.
-        let content = content.map_err(|value| RequestError::InvalidValue {
-            field: "input",
-            value,
-            allowed: "The tokenizer cannot read this text".to_owned(),
-        })?;
-        let mut row = self.fit(content, place, truncation)?;
-        if kept.len() < text.len() {
+        let mut row = self.fit(self.content(&prepared, "input")?, place, truncation)?;
+        row.row.skip = lead.skip;
+        if size_bytes > cap {
             row.cut = Some(Cut { original_tokens: None });
         }
         Ok(row)
+    }
+
+    /// The ids of a text without special tokens around it.
+    fn content(&self, text: &str, field: &'static str) -> Result<Vec<u32>, RequestError> {
+        let lower_case = self.lower_case.then(|| text.to_lowercase());
+        let content = load::ids(&self.tokenizer, lower_case.as_deref().unwrap_or(text), false);
+        // The library fails only on a tokenizer that was refused at start; reported as the row it happened on.
+        let allowed = || "The tokenizer cannot read this text".to_owned();
+        content.map_err(|value| RequestError::InvalidValue { field, value, allowed: allowed() })
     }
 
     /// Frames the content, cutting it when that was asked for.
@@ -262,7 +293,7 @@ impl Model {
         }
         let (ids, cut) = self.cut(content, truncation);
         let cut = cut.then_some(Cut { original_tokens: Some(tokens) });
-        Ok(EncodedRow { counted: ids.len(), ids, cut })
+        Ok(EncodedRow { counted: ids.len(), row: ids.into(), cut })
     }
 
     /// At most `max_tokens` ids with the special tokens around them, and whether content was lost.
@@ -284,6 +315,19 @@ impl Model {
         ids.truncate(ids.len() - self.frame.suffix.len());
         ids.drain(..self.frame.prefix.len());
         ids
+    }
+}
+
+/// What goes before every text of a request.
+struct Lead<'p> {
+    prompt: &'p str,
+    /// Tokens at the start of a row that pooling leaves out.
+    skip: usize,
+}
+
+impl Lead<'_> {
+    fn before<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        if self.prompt.is_empty() { Cow::Borrowed(text) } else { Cow::Owned(format!("{}{text}", self.prompt)) }
     }
 }
 

@@ -10,7 +10,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 import vocabulary
 
-_EXTRA = "é ß ü ñ µ € — α β ω п р и в е т 你 好 世 界 東 京 !! ?? -- ... :// .com =" .split()
+_EXTRA = "é ß ü ñ µ € — α β ω п р и в е т 你 好 世 界 東 京 !! ?? -- ... :// .com =".split()
 
 
 def merges() -> list[tuple[str, str]]:

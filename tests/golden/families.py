@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import family_bert
 import family_distilbert
+import family_gte
+import family_jina
 import family_modernbert
 import family_mpnet
+import family_nomic
 import family_roberta
 import family_t5
+import family_variants
 from family import Family
 
 FAMILIES: list[Family] = [
@@ -17,4 +21,8 @@ FAMILIES: list[Family] = [
     *family_distilbert.FAMILIES,
     *family_t5.FAMILIES,
     *family_modernbert.FAMILIES,
+    *family_nomic.FAMILIES,
+    *family_gte.FAMILIES,
+    *family_jina.FAMILIES,
+    *family_variants.FAMILIES,
 ]

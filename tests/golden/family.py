@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -35,9 +36,12 @@ class Family:
     name: str
     seed: int
     layout: str = "current"
+    # Several modes joined by + are concatenated.
     pooling: str = "mean"
     include_prompt: bool = True
     normalize: bool = True
+    # Also before the Dense layers.
+    normalize_first: bool = False
     layer_norm: bool = False
     dense: tuple[modules.Dense, ...] = ()
     prompts: dict[str, str] = field(default_factory=dict)
@@ -52,6 +56,9 @@ class Family:
     shards: int = 1
     # In front of every tensor's name, as files have it that were saved from a model with a head.
     prefix: str = ""
+
+    # Who computed, where it was not transformers; becomes part of the provenance.
+    oracle: ClassVar[str | None] = None
 
     def tokenizer(self) -> Tokenizer:
         raise NotImplementedError
@@ -158,6 +165,4 @@ def _save(tensors: dict[str, torch.Tensor], folder: Path, shards: int) -> None:
         save_file({name: tensors[name].contiguous() for name in part}, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(part, file)
     total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    write_json(
-        folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
-    )
+    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})

@@ -22,9 +22,7 @@ from mistakes import encoder
 @dataclass(frozen=True)
 class Mpnet(Family):
     def tokenizer(self) -> Tokenizer:
-        return vocabulary.tokenizer(
-            vocabulary.entries(True, vocabulary.MPNET), vocabulary.MPNET, lowercase=True
-        )
+        return vocabulary.tokenizer(vocabulary.entries(True, vocabulary.MPNET), vocabulary.MPNET, lowercase=True)
 
     def tokenizer_config(self) -> dict[str, object]:
         return {

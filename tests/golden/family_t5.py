@@ -54,6 +54,7 @@ class T5(Family):
             d_kv=self.head_size,
             d_ff=self.intermediate,
             num_layers=self.layers,
+            num_decoder_layers=1 if self.decoder else None,
             num_heads=self.heads,
             relative_attention_num_buckets=self.buckets,
             relative_attention_max_distance=self.max_distance,
@@ -153,5 +154,5 @@ FAMILIES = [
         feed_forward="gated-gelu",
         max_tokens=128,
     ),
-    T5("t5-whole-checkpoint", 1404, layout="classic", decoder=True, layers=3, max_tokens=192),
+    T5("t5-whole-checkpoint", 1404, layout="classic", decoder=True, hidden=16, heads=2, layers=3, max_tokens=192),
 ]

@@ -85,6 +85,7 @@ def tiny_golden(family: Family, folder: Path, weights: dict[str, torch.Tensor]) 
     vectors, oracle_error = embed(model, items)
     assert_mistakes_are_visible(model, family, items, vectors)
     provenance = {"seed": family.seed, "stored_dtype": str(family.storage).removeprefix("torch.")}
+    provenance |= {"encoder": family.oracle} if family.oracle else {}
     return golden(family.name, folder, model, (items, vectors, oracle_error), provenance)
 
 
@@ -117,7 +118,9 @@ def embed(model: SentenceTransformer, items: list[Item]) -> tuple[list[np.ndarra
     for item, vector, right in distances:
         error = float(np.abs(right - vector).max())
         if error > ORACLE_ERROR * scale(vector):
-            raise AssertionError(f"the oracle's own error is {error:.1e}: its weights are too steep ({item.text[:40]!r})")
+            raise AssertionError(
+                f"the oracle's own error is {error:.1e}: its weights are too steep ({item.text[:40]!r})"
+            )
     return vectors, max(float(np.abs(right - vector).max()) for _, vector, right in distances)
 
 

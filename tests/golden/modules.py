@@ -38,10 +38,11 @@ def write(family: Family, folder: Path) -> None:
     """modules.json and each module's own folder, in the words of the layout's generation."""
     classic = family.layout == "classic"
     chain = ["Transformer", "Pooling"]
+    chain += ["Normalize"] if family.normalize_first else []
     chain += ["Dense"] * len(family.dense)
     chain += ["LayerNorm"] if family.layer_norm else []
     chain += ["Normalize"] if family.normalize else []
-    width = family.hidden
+    width = family.hidden * len(family.pooling.split("+"))
     dense = iter(enumerate(family.dense))
     listed = []
     for index, kind in enumerate(chain):
@@ -69,22 +70,22 @@ def write_json(path: Path, described: object) -> None:
 
 
 def _pooling_config(family: Family) -> dict[str, object]:
+    modes = family.pooling.split("+")
     if family.layout == "current":
         return {
             "embedding_dimension": family.hidden,
-            "pooling_mode": family.pooling,
+            "pooling_mode": modes if len(modes) > 1 else family.pooling,
             "include_prompt": family.include_prompt,
         }
-    described: dict[str, object] = {
-        "word_embedding_dimension": family.hidden,
-        "pooling_mode_cls_token": family.pooling == "cls",
-        "pooling_mode_mean_tokens": family.pooling == "mean",
-        "pooling_mode_max_tokens": family.pooling == "max",
-        "pooling_mode_mean_sqrt_len_tokens": family.pooling == "mean_sqrt_len_tokens",
-    }
-    # The oldest files do not know these two; a folder names them only where it needs them.
-    if family.pooling == "lasttoken":
-        described |= {"pooling_mode_weightedmean_tokens": False, "pooling_mode_lasttoken": True}
+    described: dict[str, object] = {"word_embedding_dimension": family.hidden}
+    for name in ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens"):
+        described[f"pooling_mode_{name}"] = name.removesuffix("_token").removesuffix("_tokens") in [
+            mode.removesuffix("_tokens") for mode in modes
+        ]
+    # The oldest files do not know the rest; a folder names them only where it needs them.
+    if "lasttoken" in modes or "weightedmean" in modes:
+        described["pooling_mode_weightedmean_tokens"] = "weightedmean" in modes
+        described["pooling_mode_lasttoken"] = "lasttoken" in modes
     if not family.include_prompt:
         described["include_prompt"] = False
     return described

@@ -82,12 +82,12 @@ def for_limit(limit: int, frame: int = 2) -> list[Item]:
     edges = [" ".join(["the"] * (limit - frame + difference)) for difference in (-1, 0, 1)]
     phrase = "the river by the mountain was green and the stone was white, "
     beyond = [phrase * (limit // 12 + 2), "hello world " * limit, "x?" * limit]
-    return [Item(text) for text in [*SHORT, *TYPED, *edges, *beyond]]
+    return [Item(text) for text in ["", *SHORT, *TYPED, *edges, *beyond]]
 
 
 def with_prompts(prompts: dict[str, str], plain: list[Item]) -> list[Item]:
     """Some of the texts again under each named prompt, and under a prompt that no file names."""
-    chosen = [plain[index].text for index in (0, 2, 6, 10, 20)] + ["ry documents", max(plain, key=_length).text]
+    chosen = [plain[index].text for index in (0, 1, 3, 7, 11, 21)] + ["ry documents", max(plain, key=_length).text]
     named = [Item(text, prompt_name=name) for name in prompts for text in chosen]
     return [*named, *(Item(text, prompt="Represent this one: ") for text in chosen[:3]), Item(chosen[0], prompt="")]
 

@@ -80,7 +80,8 @@ def tokenizer(tokens: list[str], specials: Specials, *, lowercase: bool) -> Toke
         "padding": None,
         # A mask of RoBERTa's kind takes the spaces before it along.
         "added_tokens": [
-            added_token(tokens.index(name), name, lstrip=name == "<mask>") for name in sorted(specials.typed, key=tokens.index)
+            added_token(tokens.index(name), name, lstrip=name == "<mask>")
+            for name in sorted(specials.typed, key=tokens.index)
         ],
         "normalizer": {
             "type": "BertNormalizer",

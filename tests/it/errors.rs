@@ -53,7 +53,7 @@ async fn dimensions_must_be_possible() {
     for short in [1, 8, DIMENSIONS - 1, DIMENSIONS + 1] {
         assert_eq!(
             refused(&app, body(F, json!(short)), 400, None, param).await,
-            "This model does not support specifying dimensions."
+            "This model does not support specifying dimensions. Its vectors have 32 dimensions."
         );
     }
     for (value, shown) in [

@@ -113,14 +113,10 @@ fn modules_that_are_not_implemented_are_named() {
         edit(folder, "modules.json", |modules| modules[1]["type"] = json!("sentence_transformers.models.LSTM"));
     });
     assert!(lstm.contains("LSTM"), "{lstm}");
-    let weighted = error_after(|folder| {
-        edit(folder, "1_Pooling/config.json", |config| *config = json!({"pooling_mode": "weightedmean"}));
+    let attention = error_after(|folder| {
+        edit(folder, "1_Pooling/config.json", |config| *config = json!({"pooling_mode": "attention"}));
     });
-    assert!(weighted.contains("weightedmean"), "{weighted}");
-    let both = error_after(|folder| {
-        edit(folder, "1_Pooling/config.json", |config| config["pooling_mode_cls_token"] = json!(true));
-    });
-    assert!(both.contains("cls + mean"), "{both}");
+    assert!(attention.contains("pooling_mode = \"attention\""), "{attention}");
     let none = error_after(|folder| std::fs::remove_file(folder.join("modules.json")).unwrap());
     assert!(none.contains("--pooling"), "{none}");
 }

@@ -1,7 +1,11 @@
 //! What a person sees who types something wrong, and the commands that do not serve.
 
 use std::net::TcpListener;
+use std::path::Path;
 use std::time::Duration;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::server::{Server, embedserve, run};
 use crate::support::tiny_model::TinyModel;
@@ -69,11 +73,79 @@ fn help_teaches() {
 
 #[test]
 fn models_list_shows_the_catalogue() {
-    let finished = run(&mut embedserve(&["models", "list"]));
+    let cache = tempfile::tempdir().unwrap();
+    let finished = run(&mut embedserve(&["models", "list", "--cache-dir", cache.path().to_str().unwrap()]));
     assert_eq!(finished.code, Some(0), "{}", finished.stderr);
     let line = finished.stdout.lines().find(|line| line.contains("sentence-transformers/all-MiniLM-L6-v2"));
-    let line = line.unwrap_or_else(|| panic!("{}", finished.stdout));
-    assert!(line.contains("384") && line.contains("256") && line.contains("no"), "{line}");
+    let cells: Vec<&str> = line.unwrap_or_else(|| panic!("{}", finished.stdout)).split_whitespace().collect();
+    assert_eq!(cells[1..], ["bert", "384", "256", "apache-2.0", "-", "no"]);
+}
+
+/// A catalogue of one tiny model in a folder.
+fn catalogue(folder: &Path, more: &str) -> (TempDir, String) {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("models.toml");
+    let source = format!("source = [{{ kind = \"directory\", path = {:?} }}]", folder.to_str().unwrap());
+    std::fs::write(&path, format!("[[model]]\nid = \"tiny/one\"\n{more}\n{source}\n")).unwrap();
+    let text = path.to_str().unwrap().to_owned();
+    (home, text)
+}
+
+#[test]
+fn models_list_prints_json_for_programs() {
+    let folder = TinyModel::default().write();
+    let (_home, catalog) = catalogue(folder.path(), "dimensions = 32\nlicense = \"mit\"");
+    let finished = run(&mut embedserve(&["models", "list", "--json", "--catalog", &catalog]));
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    let models: Value = serde_json::from_str(&finished.stdout).unwrap();
+    assert_eq!((&models[0]["id"], &models[0]["dimensions"]), (&json!("tiny/one"), &json!(32)));
+    assert_eq!((&models[0]["license"], &models[0]["max_tokens"]), (&json!("mit"), &Value::Null));
+    let weights = std::fs::metadata(folder.path().join("model.safetensors")).unwrap().len();
+    let bytes = models[0]["cached"]["bytes"].as_u64().unwrap();
+    assert!(
+        models[0]["cached"]["source"] == "directory" && bytes > weights && bytes < 2 * weights + 100_000,
+        "{models}"
+    );
+}
+
+#[test]
+fn models_show_tells_what_would_be_served() {
+    let folder = TinyModel::default().write();
+    let keys = "architecture = \"bert\"\nmax_tokens = 48\nlicense = \"mit\"\nprompts = { query = \"q: \" }\n\
+                matryoshka_dimensions = [32, 16]";
+    let (_home, catalog) = catalogue(folder.path(), keys);
+    let finished = run(&mut embedserve(&["models", "show", "one", "--catalog", &catalog]));
+    assert_eq!(finished.code, Some(0), "{}{}", finished.stdout, finished.stderr);
+    for expected in [
+        "tiny/one",
+        "mit",
+        "32, 16",
+        "query = \"q: \"",
+        "bert, pooling mean, vectors of length 1",
+        "32 values, or shorter",
+        "48 tokens at most",
+        "for the weights",
+        "\"input_type\": \"query\"",
+    ] {
+        assert!(finished.stdout.contains(expected), "{expected} in {}", finished.stdout);
+    }
+    // What would be refused at start is refused here.
+    let (_home, catalog) = catalogue(folder.path(), "dimensions = 31");
+    let refused = run(&mut embedserve(&["models", "show", "tiny/one", "--catalog", &catalog]));
+    assert_eq!(refused.code, Some(1), "{}", refused.stdout);
+    assert!(
+        refused.stdout.contains("cannot be served") && refused.stdout.contains("dimensions = 31"),
+        "{}",
+        refused.stdout
+    );
+    // A model that is not here is shown all the same.
+    let cache = tempfile::tempdir().unwrap();
+    let absent = run(&mut embedserve(&["models", "show", "bge-m3", "--cache-dir", cache.path().to_str().unwrap()]));
+    assert_eq!(absent.code, Some(0), "{}", absent.stderr);
+    for expected in ["xlm-roberta", "8192", "hub BAAI/bge-m3@main", "cached", "Michael Jackson"] {
+        assert!(absent.stdout.contains(expected), "{expected} in {}", absent.stdout);
+    }
+    assert_eq!(run(&mut embedserve(&["models", "show", "bge-enormous"])).code, Some(64));
 }
 
 #[test]
@@ -81,7 +153,7 @@ fn models_verify_compares_with_a_second_implementation() {
     let folder = TinyModel::default().write();
     let verified = run(&mut embedserve(&["models", "verify", &format!("dir:{}", folder.path().display())]));
     assert_eq!(verified.code, Some(0), "{}{}", verified.stdout, verified.stderr);
-    assert!(verified.stdout.contains("12 texts") && verified.stdout.contains("ok"), "{}", verified.stdout);
+    assert!(verified.stdout.contains("12 texts") && verified.stdout.contains("ok  (candle"), "{}", verified.stdout);
 }
 
 #[test]

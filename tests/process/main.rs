@@ -14,6 +14,7 @@ mod memory;
 mod secrets;
 mod server;
 mod several_models;
+mod verify;
 
 /// The in-process tests' fakes, as far as they need no model.
 #[path = "../it/support"]

@@ -1,49 +1,150 @@
-//! `models verify`: whether a model's vectors are right on the machine at hand.
+//! `models verify`: whether a model's vectors are right, on the machine at hand.
+//!
+//! One line for each comparison, then what is beyond its bar. Exit 1 when a model differs, cannot be loaded, or has
+//! nothing to be compared with.
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::Context;
 
-use crate::catalog;
-use crate::cli::SourceArgs;
-use crate::config::{self, Environment};
-use crate::kernel::Isa;
-use crate::load::verify::against_candle;
+use crate::catalog::reference::Reference;
+use crate::catalog::{self, ModelSpec};
+use crate::cli::{ServeArgs, SourceArgs, VerifyArgs};
+use crate::config::{self, BatchConfig, Environment, RequestConfig, SourceConfig};
+use crate::load::verify::second::{Second, against_candle};
+use crate::load::verify::{Comparison, golden, published};
+use crate::load::{self, Shared};
+use crate::observe::metrics::Metrics;
 use crate::observe::progress::LoadProgress;
 use crate::source;
-use crate::threads::{self, Threads};
+use crate::threads::Threads;
+use crate::tokenize::workers::Workers;
 
-/// Compares each model with candle's own implementation and prints how far they are apart.
+/// What every model of one call shares.
+struct Bench {
+    sources: SourceConfig,
+    requests: RequestConfig,
+    batch: BatchConfig,
+    runtime: tokio::runtime::Runtime,
+}
+
+/// What was found for one model.
+struct Verdict {
+    comparisons: Vec<Comparison>,
+    notes: Vec<String>,
+}
+
+/// Verifies each model; all of them, also after one that differs.
 pub(in crate::app) fn verify(
-    models: &[String],
-    args: &SourceArgs,
+    args: &VerifyArgs,
+    serve: &ServeArgs,
     environment: &Environment,
 ) -> anyhow::Result<ExitCode> {
-    let catalogue = config::catalogue(args.catalog.as_deref())?;
-    let sources = config::source(args, environment)?;
+    let catalogue = config::catalogue(args.source.catalog.as_deref())?;
+    let references = references(&args.reference, &args.models)?;
+    let bench = Bench::new(serve, &args.source, environment)?;
     let default = [config::DEFAULT_MODEL.to_owned()];
-    let models = if models.is_empty() { &default } else { models };
-    let threads = Threads::new(threads::available())?;
-    let isa = Isa::detect();
+    let models = if args.models.is_empty() { &default } else { args.models.as_slice() };
     let mut good = true;
     for choice in models {
-        let spec = catalog::resolve(choice, &catalogue).map_err(config::ConfigError::from)?;
-        let folder = source::obtain(&spec, &sources, &LoadProgress::default(), &AtomicBool::new(false))
-            .with_context(|| format!("cannot fetch {}", spec.id))?;
-        let compared =
-            against_candle(&folder.path, &threads, isa).with_context(|| format!("cannot verify {}", spec.id))?;
-        good &= compared.is_good();
-        writeln!(
-            std::io::stdout(),
-            "{}  f32  {isa}  {} texts  max error {:.1e}  min cosine {:.9}  {}",
-            spec.id,
-            compared.texts,
-            compared.max_error,
-            compared.min_cosine,
-            if compared.is_good() { "ok" } else { "DIFFERS" },
-        )?;
+        let mut spec = catalog::resolve(choice, &catalogue).map_err(config::ConfigError::from)?;
+        spec.references.extend_from_slice(&references);
+        match bench.verify(&spec) {
+            Ok(verdict) => good &= report(&spec, bench.batch.isa.name(), &verdict)?,
+            Err(error) => {
+                writeln!(std::io::stdout(), "{}  FAILED  {error:#}", spec.id)?;
+                good = false;
+            }
+        }
     }
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Files of references speak of one model, so there must be one.
+fn references(files: &[PathBuf], models: &[String]) -> anyhow::Result<Vec<Reference>> {
+    if !files.is_empty() && models.len() != 1 {
+        let reason = "name the one model that it speaks of".to_owned();
+        let value = files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", ");
+        return Err(config::ConfigError::Invalid { flag: "--reference", value, reason }.into());
+    }
+    let mut references = Vec::new();
+    for file in files {
+        references.extend(golden::read(file)?);
+    }
+    Ok(references)
+}
+
+impl Bench {
+    fn new(serve: &ServeArgs, source: &SourceArgs, environment: &Environment) -> anyhow::Result<Self> {
+        let (mut requests, batch) = (config::requests(serve)?, config::batch(serve)?);
+        // References may hold an empty text; serving refuses those for the clients' sake.
+        requests.allow_empty_input = true;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok(Self { sources: config::source(source, environment)?, requests, batch, runtime })
+    }
+
+    fn verify(&self, spec: &ModelSpec) -> anyhow::Result<Verdict> {
+        let (progress, stop) = (LoadProgress::default(), AtomicBool::new(false));
+        let folder = source::obtain(spec, &self.sources, &progress, &stop).context("cannot fetch")?;
+        let metrics = Metrics::new(std::slice::from_ref(&spec.id));
+        let shared = Shared {
+            threads: Arc::new(Threads::new(self.batch.threads)?),
+            workers: Workers::new(self.batch.threads, &metrics)?,
+            metrics,
+            isa: self.batch.isa,
+        };
+        let revision = folder.revision.as_deref();
+        let limits = (&self.requests, &self.batch);
+        let loaded = load::load(spec, &folder.path, revision, limits, (&shared, &progress)).context("cannot load")?;
+        let served = &loaded.served;
+        let (mut comparisons, second) = self.runtime.block_on(async {
+            let published = published::against_published(served, &spec.references).await?;
+            let second = against_candle(served, spec, &folder.path, self.batch.isa).await?;
+            anyhow::Ok((published, second))
+        })?;
+        let mut notes = Vec::new();
+        match second {
+            Second::Compared(comparison) => comparisons.push(comparison),
+            Second::None(reason) => notes.push(format!("no second implementation: {reason}")),
+        }
+        Ok(Verdict { comparisons, notes })
+    }
+}
+
+/// Prints what was found; whether all of it is good, and there was something to find.
+fn report(spec: &ModelSpec, isa: &str, verdict: &Verdict) -> std::io::Result<bool> {
+    let mut out = std::io::stdout().lock();
+    for comparison in &verdict.comparisons {
+        let Comparison { against, texts, max_error, min_cosine, bar, .. } = comparison;
+        let verdict = if comparison.is_good() { "ok" } else { "DIFFERS" };
+        let cosine = min_cosine.map_or_else(|| "-".to_owned(), |cosine| format!("{cosine:.9}"));
+        let plural = if *texts == 1 { "text" } else { "texts" };
+        writeln!(
+            out,
+            "{}  f32  {isa}  {texts} {plural}  max error {max_error:.1e}  min cosine {cosine}  bar {bar:.0e}  {verdict}  \
+             ({against})",
+            spec.id,
+        )?;
+        for line in &comparison.differences {
+            writeln!(out, "  differs: {line}")?;
+        }
+        for line in &comparison.notes {
+            writeln!(out, "  note: {line}")?;
+        }
+    }
+    for note in &verdict.notes {
+        writeln!(out, "{}  note: {note}", spec.id)?;
+    }
+    if verdict.comparisons.is_empty() {
+        writeln!(
+            out,
+            "{}  NOTHING TO COMPARE WITH: give vectors of a reference implementation with --reference",
+            spec.id
+        )?;
+    }
+    Ok(!verdict.comparisons.is_empty() && verdict.comparisons.iter().all(Comparison::is_good))
 }

@@ -107,7 +107,9 @@ fn request_message(error: &RequestError) -> String {
         RequestError::TokenArraysRejected => "Invalid 'input': this model does not accept token arrays; send text (in \
                                               LangChain: check_embedding_ctx_length=False)."
             .to_owned(),
-        RequestError::DimensionsUnsupported => "This model does not support specifying dimensions.".to_owned(),
+        RequestError::DimensionsUnsupported { native } => {
+            format!("This model does not support specifying dimensions. Its vectors have {native} dimensions.")
+        }
         RequestError::DimensionsTooLarge { value, native } => {
             format!("Invalid value for 'dimensions' = {value}. Must be less than or equal to {native}.")
         }

@@ -231,12 +231,12 @@ async fn rows_of_the_table() {
             "Invalid 'input': this model does not accept token arrays; send text (in LangChain: check_embedding_ctx_length=False).",
         ),
         (
-            request(RequestError::DimensionsUnsupported),
+            request(RequestError::DimensionsUnsupported { native: 384 }),
             400,
             INVALID,
             Some("dimensions"),
             None,
-            "This model does not support specifying dimensions.",
+            "This model does not support specifying dimensions. Its vectors have 384 dimensions.",
         ),
         (
             request(RequestError::DimensionsTooLarge { value: 4096, native: 1024 }),

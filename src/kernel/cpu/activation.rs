@@ -30,7 +30,8 @@ pub fn activate(isa: Isa, activation: Activation, values: &mut [f32]) {
         Activation::None => {}
         Activation::Gelu => dispatch!(isa, gelu_all(values: &mut [f32])),
         Activation::GeluTanh => dispatch!(isa, gelu_tanh_all(values: &mut [f32])),
-        Activation::Relu => values.iter_mut().for_each(|x| *x = x.max(0.0)),
+        // Not `f32::max`, which would turn a NaN into a harmless-looking 0.
+        Activation::Relu => values.iter_mut().for_each(|x| *x = if *x < 0.0 { 0.0 } else { *x }),
         Activation::Silu => dispatch!(isa, silu_all(values: &mut [f32])),
         Activation::Tanh => dispatch!(isa, tanh_all(values: &mut [f32])),
     }

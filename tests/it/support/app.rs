@@ -16,8 +16,8 @@ use embedserve::http::server::{self, ServeReport, ShutdownSignals, StopServing};
 use embedserve::load::{self, Shared};
 use embedserve::observe::metrics::Metrics;
 use embedserve::observe::secret::Secret;
-use embedserve::pool::{Head, PoolingMode};
-use embedserve::request::RequestLimits;
+use embedserve::pool::{Head, PoolingMode, Step};
+use embedserve::request::{Prompts, RequestLimits};
 use embedserve::runner::{self, Computation};
 use embedserve::threads::Threads;
 use embedserve::tokenize::workers::Workers;
@@ -319,6 +319,8 @@ fn evil_model(spec: &ModelSpec, evil: &Evil, setup: &Setup, shared: &Shared) -> 
         allow_empty_input: setup.requests.allow_empty_input,
         token_arrays: setup.requests.token_arrays,
         truncate: setup.requests.truncate,
+        prompts: Prompts::default(),
+        max_prompt_bytes: setup.requests.max_prompt_bytes,
     };
     let metrics = shared.metrics.model(&spec.id);
     let source = TokenizerSource {
@@ -326,7 +328,7 @@ fn evil_model(spec: &ModelSpec, evil: &Evil, setup: &Setup, shared: &Shared) -> 
         path: &folder.path().join("tokenizer.json"),
         vocab_rows: vocabulary().len(),
         lower_case: false,
-        prompt: String::new(),
+        include_prompt: true,
         limits: limits.clone(),
     };
     let tokenizer = Tokenizer::load(source, shared.workers.clone(), Arc::clone(&metrics)).unwrap();
@@ -337,7 +339,7 @@ fn evil_model(spec: &ModelSpec, evil: &Evil, setup: &Setup, shared: &Shared) -> 
         batch: embedserve::batch::plan::Budget { rows: setup.batch.max_batch_rows, tokens: 2048 },
     };
     let queue = embedserve::batch::Queue::new(queue_limits, metrics);
-    let head = Head { pooling: PoolingMode::Mean, dense: Vec::new(), normalize: true };
+    let head = Head { pooling: vec![PoolingMode::Mean], steps: vec![Step::Normalize] };
     // A thread of its own: a blocked encoder must not hold the pool that the other tests compute in.
     let threads = Arc::new(Threads::new(1).unwrap());
     let computation = Computation { encoder: evil.encoder(), head, threads };

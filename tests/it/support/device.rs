@@ -7,7 +7,7 @@ use embedserve::batch::plan::Budget;
 use embedserve::batch::{Queue, QueueLimits, RowFailure, SubmitError, Tickets};
 use embedserve::observe::metrics::Metrics;
 use embedserve::pool::{Head, PoolingMode};
-use embedserve::request::{Dimensions, RequestLimits, TokenArrays};
+use embedserve::request::{Dimensions, Prompts, RequestLimits, TokenArrays, TokenRow};
 use embedserve::runner::{self, Computation, RunnerInfo};
 use embedserve::threads::Threads;
 
@@ -42,14 +42,14 @@ impl TestDevice {
     pub fn start_on(limits: QueueLimits, stall_limit: Duration, threads: Arc<Threads>) -> Self {
         let (evil, metrics) = (Evil::default(), Metrics::new(&[MODEL.to_owned()]));
         let queue = Queue::new(limits, metrics.model(MODEL));
-        let head = Head { pooling: PoolingMode::Mean, dense: Vec::new(), normalize: false };
+        let head = Head { pooling: vec![PoolingMode::Mean], steps: Vec::new() };
         let computation = Computation { encoder: evil.encoder(), head, threads };
         let runner = runner::spawn(MODEL, computation, queue.clone(), stall_limit, &metrics).unwrap();
         Self { evil, queue, runner: runner.info, metrics }
     }
 
     pub fn submit(&self, rows: &[&[u32]]) -> Result<Tickets, SubmitError> {
-        self.queue.submit(rows.iter().map(|row| row.to_vec()).collect(), native())
+        self.queue.submit(rows.iter().map(|row| TokenRow::from(row.to_vec())).collect(), native())
     }
 
     /// Submits and waits; vectors or failures in row order.
@@ -76,6 +76,8 @@ pub fn native() -> Dimensions {
         allow_empty_input: false,
         token_arrays: TokenArrays::Auto,
         truncate: None,
+        prompts: Prompts::default(),
+        max_prompt_bytes: 64,
     })
 }
 

@@ -1,0 +1,50 @@
+//! What a model folder says of its model, without reading a weight: for listings and for people who choose.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::arch::{ArchError, family};
+use crate::catalog::ModelSpec;
+use crate::config::RequestConfig;
+use crate::load::modules::{Modules, StepModule, required_json};
+use crate::load::{LoadError, limits, memory};
+use crate::request::RequestLimits;
+
+/// A model as it would be served.
+#[derive(Debug, Clone)]
+pub struct Description {
+    /// `model_type` of its configuration.
+    pub architecture: String,
+    pub limits: RequestLimits,
+    pub pooling: String,
+    pub is_normalized: bool,
+    pub include_prompt: bool,
+    /// What its weights take in memory.
+    pub weight_bytes: u64,
+}
+
+/// Describes the model that lies in `folder`.
+///
+/// # Errors
+/// Whatever would keep it from being served and can be seen without its weights.
+pub fn describe(spec: &ModelSpec, folder: &Path, requests: &RequestConfig) -> Result<Description, LoadError> {
+    let modules = Modules::read(folder, spec.pooling, spec.normalize)?;
+    let config = required_json(&folder.join("config.json"))?;
+    let architecture = config.get("model_type").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let unknown = || ArchError::Unsupported { field: "model_type", value: architecture.clone() };
+    let encoder = (family::find(&architecture, &config).ok_or_else(unknown)?.spec)(&config)?;
+    let dense = modules.steps.iter().rev().find_map(|step| match step {
+        StepModule::Dense(module) => Some(module.out_features),
+        StepModule::LayerNorm(_) | StepModule::Normalize => None,
+    });
+    let dimensions = dense.unwrap_or(encoder.hidden_size * modules.pooling.len());
+    Ok(Description {
+        limits: limits(spec, &modules, &encoder, dimensions, requests)?,
+        pooling: modules.pooling_name(),
+        is_normalized: modules.is_normalized(),
+        include_prompt: spec.include_prompt.unwrap_or(modules.include_prompt),
+        weight_bytes: memory::estimate(folder)?,
+        architecture,
+    })
+}
