@@ -22,7 +22,8 @@
 //!
 //! [`cli`] says what was typed, [`config`] what it means, [`catalog`] which models exist under which names. [`app`]
 //! binds the socket first; then [`source`] obtains each model's files and verifies them, and [`load`] turns a folder
-//! into a serving model after a self-test.
+//! into a serving model after a self-test. Where more models are served than fit in memory, [`engine`] decides which one
+//! comes and which one goes, and the same loading thread does it.
 //!
 //! # Invariants
 //!

@@ -33,8 +33,10 @@ pub struct Place {
 pub enum Life {
     /// Neither loaded nor wanted, or it cannot be.
     Absent,
-    /// To be loaded at start, if there is room without unloading another.
-    WantedAtStart,
+    /// To be loaded at start, if there is room without unloading another; its files have lain ready since then.
+    WantedAtStart {
+        since: Instant,
+    },
     /// Requests have been waiting for it since then.
     Wanted {
         since: Instant,
@@ -99,7 +101,7 @@ pub fn next(places: &[Place], limits: &Limits, now: Instant) -> Step {
     let stays = || places.iter().enumerate().filter_map(|(index, place)| Some((index, place.stay()?)));
     let wanted = places.iter().enumerate().filter_map(|(index, place)| match place.life {
         Life::Wanted { since } => Some((since, index)),
-        Life::Absent | Life::WantedAtStart | Life::Loaded(_) => None,
+        Life::Absent | Life::WantedAtStart { .. } | Life::Loaded(_) => None,
     });
     let Some((since, wanted)) = wanted.min() else {
         if let Some((index, _)) = stays().find(|(_, stay)| stay.leaving) {
@@ -128,8 +130,11 @@ pub fn next(places: &[Place], limits: &Limits, now: Instant) -> Step {
 
 /// What is to be done while no request waits: start-up, and models that nobody uses.
 fn unasked(places: &[Place], limits: &Limits, now: Instant) -> Step {
-    let at_start = places.iter().position(|place| matches!(place.life, Life::WantedAtStart));
-    if let Some(index) = at_start {
+    let at_start = places.iter().enumerate().filter_map(|(index, place)| match place.life {
+        Life::WantedAtStart { since } => Some((since, index)),
+        Life::Absent | Life::Wanted { .. } | Life::Loaded(_) => None,
+    });
+    if let Some((_, index)) = at_start.min() {
         return if fits(places, limits, places[index].bytes) { Step::Load(index) } else { Step::Shelve(index) };
     }
     let loaded = places.iter().filter(|place| place.stay().is_some()).count();
@@ -171,7 +176,7 @@ fn least_recently_used(places: &[Place], eligible: impl Fn(&Stay) -> bool) -> Op
 impl Place {
     /// The start is over before it came to this model.
     pub(super) const fn forget_start(&mut self) {
-        if matches!(self.life, Life::WantedAtStart) {
+        if matches!(self.life, Life::WantedAtStart { .. }) {
             self.life = Life::Absent;
         }
     }
@@ -179,7 +184,7 @@ impl Place {
     const fn stay(&self) -> Option<Stay> {
         match self.life {
             Life::Loaded(stay) => Some(stay),
-            Life::Absent | Life::WantedAtStart | Life::Wanted { .. } => None,
+            Life::Absent | Life::WantedAtStart { .. } | Life::Wanted { .. } => None,
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Who comes, who goes, who waits; times in seconds after an arbitrary start.
 
+use Occupied::{Free, Remains, Requests};
+
 use super::*;
 
 struct Clock(Instant);
@@ -19,18 +21,19 @@ impl Clock {
         Place { bytes: 10, life: Life::Loaded(Stay { since, used, occupied, leaving: true }) }
     }
 
+    fn at_start(&self, since: u64) -> Place {
+        Place { bytes: 10, life: Life::WantedAtStart { since: self.at(since) } }
+    }
+
     fn wanted(&self, since: u64) -> Place {
         Place { bytes: 10, life: Life::Wanted { since: self.at(since) } }
     }
 }
 
 const ABSENT: Place = Place { bytes: 10, life: Life::Absent };
-const AT_START: Place = Place { bytes: 10, life: Life::WantedAtStart };
 const NO_LIMITS: Limits = Limits { max_models: None, max_bytes: None, idle_unload: None, turn: Duration::from_secs(5) };
 const TWO: Limits = Limits { max_models: Some(2), ..NO_LIMITS };
 const MINUTE: Limits = Limits { idle_unload: Some(Duration::from_mins(1)), ..NO_LIMITS };
-
-use Occupied::{Free, Remains, Requests};
 
 fn clock() -> Clock {
     Clock(Instant::now())
@@ -44,22 +47,24 @@ fn wait(until: Option<Instant>, for_room: bool) -> Step {
 fn the_start_loads_in_order_until_there_is_no_room() {
     let c = clock();
     let now = c.at(1);
-    assert_eq!(next(&[AT_START, AT_START, AT_START], &TWO, now), Step::Load(0));
+    let [first, second, third] = [c.at_start(0), c.at_start(1), c.at_start(2)];
+    assert_eq!(next(&[third, first, second], &TWO, now), Step::Load(1));
+    assert_eq!(next(&[first, second, third], &TWO, now), Step::Load(0));
     let one = c.loaded(0, 0, Free);
-    assert_eq!(next(&[one, AT_START, AT_START], &TWO, now), Step::Load(1));
-    assert_eq!(next(&[one, one, AT_START], &TWO, now), Step::Shelve(2));
-    assert_eq!(next(&[one, one, AT_START], &NO_LIMITS, now), Step::Load(2));
+    assert_eq!(next(&[one, second, third], &TWO, now), Step::Load(1));
+    assert_eq!(next(&[one, one, third], &TWO, now), Step::Shelve(2));
+    assert_eq!(next(&[one, one, third], &NO_LIMITS, now), Step::Load(2));
     let bytes = Limits { max_bytes: Some(25), ..NO_LIMITS };
-    assert_eq!(next(&[one, AT_START, AT_START], &bytes, now), Step::Load(1));
-    assert_eq!(next(&[one, one, AT_START], &bytes, now), Step::Shelve(2));
+    assert_eq!(next(&[one, second, third], &bytes, now), Step::Load(1));
+    assert_eq!(next(&[one, one, third], &bytes, now), Step::Shelve(2));
     assert_eq!(next(&[one, one, ABSENT], &TWO, now), wait(None, false));
 }
 
 #[test]
 fn requests_come_before_the_start_and_in_their_own_order() {
     let c = clock();
-    assert_eq!(next(&[AT_START, c.wanted(3), c.wanted(2)], &TWO, c.at(4)), Step::Load(2));
-    assert_eq!(next(&[AT_START, c.wanted(3), ABSENT], &TWO, c.at(4)), Step::Load(1));
+    assert_eq!(next(&[c.at_start(0), c.wanted(3), c.wanted(2)], &TWO, c.at(4)), Step::Load(2));
+    assert_eq!(next(&[c.at_start(0), c.wanted(3), ABSENT], &TWO, c.at(4)), Step::Load(1));
 }
 
 #[test]

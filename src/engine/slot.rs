@@ -79,8 +79,8 @@ struct Inner {
     /// Weights before they were ever loaded.
     estimate_bytes: u64,
     load_took: Option<Duration>,
-    /// The start wants it loaded.
-    at_start: bool,
+    /// Since when its files have lain ready and the start wants it loaded.
+    at_start: Option<Instant>,
     leases: usize,
     waiting: usize,
     /// Since when requests have waited without an end.
@@ -145,7 +145,7 @@ impl Slot {
             memory: None,
             estimate_bytes: 0,
             load_took: None,
-            at_start: false,
+            at_start: None,
             leases: 0,
             waiting: 0,
             wanted_since: None,
@@ -176,7 +176,7 @@ impl Slot {
     /// Its files lie ready, and their weights will need about this much; it is loaded where there is room.
     pub fn set_files(&self, estimate_bytes: u64) {
         let mut inner = self.lock();
-        (inner.estimate_bytes, inner.at_start) = (estimate_bytes, true);
+        (inner.estimate_bytes, inner.at_start) = (estimate_bytes, Some(Instant::now()));
         if let SlotState::Failed(_) = inner.state {
             // The others have been serving without it: its return must not make the server unready.
             inner.state = SlotState::Waking;
@@ -187,7 +187,7 @@ impl Slot {
     /// A load begins. A model that was there before is not called loading again: it only wakes up.
     pub fn set_loading(&self) {
         let mut inner = self.lock();
-        inner.at_start = false;
+        inner.at_start = None;
         if !matches!(inner.state, SlotState::Loading) {
             inner.state = SlotState::Waking;
         }
@@ -211,7 +211,7 @@ impl Slot {
 
     pub fn set_failed(&self, failure: Failure) {
         let mut inner = self.lock();
-        inner.at_start = false;
+        inner.at_start = None;
         inner.state = SlotState::Failed(failure);
         self.change(inner, ModelState::Dead);
     }
@@ -219,7 +219,7 @@ impl Slot {
     /// It stays out of memory until a request asks for it.
     pub fn shelve(&self) {
         let mut inner = self.lock();
-        inner.at_start = false;
+        inner.at_start = None;
         inner.state = SlotState::Unloaded;
         self.change(inner, ModelState::Unloaded);
     }
@@ -253,11 +253,14 @@ impl Slot {
                 occupied: inner.occupied(),
                 leaving: inner.leaving,
             }),
-            SlotState::Waking if inner.wanted_since.is_some() && inner.at_start => wanted,
-            SlotState::Loading | SlotState::Waking if inner.at_start => Life::WantedAtStart,
+            SlotState::Loading | SlotState::Waking => match (inner.at_start, inner.wanted_since) {
+                (None, _) => Life::Absent,
+                (Some(since), None) => Life::WantedAtStart { since },
+                (Some(_), Some(since)) => Life::Wanted { since },
+            },
             SlotState::Unloaded => wanted,
             SlotState::Failed(failure) if failure.may_retry(now) => wanted,
-            SlotState::Loading | SlotState::Waking | SlotState::Failed(_) => Life::Absent,
+            SlotState::Failed(_) => Life::Absent,
         };
         Place { bytes: inner.memory.map_or(inner.estimate_bytes, |memory| memory.weight_bytes), life }
     }

@@ -169,7 +169,8 @@ fn state_of(slot: &Slot) -> &'static str {
     name_of(&slot.state())
 }
 
-fn name_of(state: &SlotState) -> &'static str {
+/// A model's state in one word.
+pub(super) fn name_of(state: &SlotState) -> &'static str {
     match state {
         SlotState::Loading | SlotState::Waking => LOADING,
         SlotState::Unloaded => "unloaded",

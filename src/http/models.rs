@@ -12,6 +12,7 @@ use crate::catalog::{ModelSpec, NameEntry};
 use crate::engine::Slot;
 use crate::http::HttpState;
 use crate::http::error::ApiError;
+use crate::http::health;
 use crate::http::reply;
 
 #[derive(Debug, Serialize)]
@@ -29,6 +30,8 @@ struct Model {
     owned_by: String,
     /// The canonical id.
     root: String,
+    /// As in `/readyz`: `ready`, `loading`, `unloaded` (a request loads it), `failed`, `stalled` or `dead`.
+    state: &'static str,
     /// The limit that is enforced; absent until the model's own files have said it.
     #[serde(skip_serializing_if = "Option::is_none")]
     max_model_len: Option<usize>,
@@ -72,6 +75,7 @@ fn describe(state: &HttpState, entry: NameEntry) -> Option<Model> {
         created: spec.created,
         owned_by: owner.to_owned(),
         root: spec.id.clone(),
+        state: health::name_of(&slot.state()),
         max_model_len,
         dimensions,
     })

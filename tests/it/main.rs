@@ -31,6 +31,7 @@ mod prompts;
 mod queue;
 mod real;
 mod roles;
+mod several_models;
 mod support;
 mod tidy;
 mod token_arrays;

@@ -14,6 +14,7 @@ mod lifecycle;
 mod memory;
 mod secrets;
 mod server;
+mod several_models;
 mod verify;
 
 /// The in-process tests' fakes, as far as they need no model.
@@ -21,6 +22,7 @@ mod verify;
 mod support {
     pub mod fake_hub;
     pub mod fake_pip;
+    pub mod gate;
     pub mod random;
     pub mod sources;
     pub mod tiny_model;

@@ -35,10 +35,14 @@ impl TestDevice {
     }
 
     pub fn start_with(limits: QueueLimits, stall_limit: Duration) -> Self {
+        Self::start_on(limits, stall_limit, Arc::new(Threads::new(1).unwrap()))
+    }
+
+    /// On a thread budget that it shares with others.
+    pub fn start_on(limits: QueueLimits, stall_limit: Duration, threads: Arc<Threads>) -> Self {
         let (evil, metrics) = (Evil::default(), Metrics::new(&[MODEL.to_owned()]));
         let queue = Queue::new(limits, metrics.model(MODEL));
         let head = Head { pooling: vec![PoolingMode::Mean], steps: Vec::new() };
-        let threads = Arc::new(Threads::new(1).unwrap());
         let computation = Computation { encoder: evil.encoder(), head, threads };
         let runner = runner::spawn(MODEL, computation, queue.clone(), stall_limit, &metrics).unwrap();
         Self { evil, queue, runner: runner.info, metrics }
