@@ -89,9 +89,13 @@ async fn five_models_in_two_places_answer_everything_under_mixed_load() {
                     let model = random.below(models.len());
                     let golden = &goldens[model];
                     let item = &golden.items[random.below(golden.items.len())];
-                    let answer = client.embed(models[model], &item.text).await;
+                    let text = item.text();
+                    if text.is_empty() {
+                        continue;
+                    }
+                    let answer = client.embed(models[model], &text).await;
                     let error = distance(&answer.vectors()[0], item);
-                    assert!(error <= golden.tolerance, "{}: {:?} differs by {error:e}", models[model], item.text);
+                    assert!(error <= golden.tolerance, "{}: {text:?} differs by {error:e}", models[model]);
                 }
             })
         })
