@@ -13,9 +13,11 @@ use std::time::Duration;
 use clap::builder::FalseyValueParser;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
+mod files;
 mod models;
 mod residency;
 
+pub use files::{BundleCommand, ExportArgs, ImportArgs, PullArgs, SourceArgs};
 pub use models::{ListArgs, ShowArgs, VerifyArgs};
 pub use residency::ResidencyArgs;
 
@@ -50,6 +52,9 @@ pub enum Command {
     /// List the catalogue, or fetch models
     #[command(subcommand)]
     Models(ModelsCommand),
+    /// Carry models to machines without a network, in one file
+    #[command(subcommand)]
+    Bundle(BundleCommand),
     /// Ask a running server whether it is ready; exit 0 when it is (for container health checks)
     Health(HealthArgs),
 }
@@ -63,14 +68,8 @@ pub enum ModelsCommand {
     /// Compare models' vectors with published ones and with a second implementation; exit 1 when they differ
     Verify(VerifyArgs),
     /// Fetch models into the cache and verify them
-    #[command(visible_alias = "download")]
-    Pull {
-        /// Catalogue ids or aliases, Hub ids (owner/name or owner/name@revision), or directories
-        #[arg(required = true)]
-        models: Vec<String>,
-        #[command(flatten)]
-        source: SourceArgs,
-    },
+    #[command(visible_alias = "download", after_help = files::EXIT_CODES)]
+    Pull(PullArgs),
 }
 
 #[derive(Debug, Args)]
@@ -293,41 +292,6 @@ pub enum IsaArg {
     Portable,
     Avx2,
     Avx512,
-}
-
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Catalogue and downloads")]
-pub struct SourceArgs {
-    /// models.toml to use instead of the built-in catalogue
-    #[arg(long, visible_alias = "config", env = "EMBEDSERVE_CATALOG", value_name = "FILE")]
-    pub catalog: Option<PathBuf>,
-    /// Hub cache [default: $HF_HUB_CACHE, or $HF_HOME/hub, or ~/.cache/huggingface/hub]
-    #[arg(long, visible_aliases = ["huggingface-hub-cache", "download-dir"], env = "EMBEDSERVE_CACHE_DIR", value_name = "DIR")]
-    pub cache_dir: Option<PathBuf>,
-    /// Token for the Hub [default: $HF_TOKEN, or the token file of `hf auth login`]
-    #[arg(
-        long,
-        visible_alias = "hf-api-token",
-        env = "EMBEDSERVE_HF_TOKEN",
-        hide_env_values = true,
-        value_name = "TOKEN"
-    )]
-    pub hf_token: Option<String>,
-    /// Open no connection and start no program: serve what is cached, or fail [also $HF_HUB_OFFLINE, $TRANSFORMERS_OFFLINE]
-    #[arg(long, env = "EMBEDSERVE_OFFLINE", value_parser = FalseyValueParser::new(), action = ArgAction::SetTrue)]
-    pub offline: bool,
-    /// Give up a transfer attempt after this long without a byte [also $HF_HUB_DOWNLOAD_TIMEOUT, in seconds]
-    #[arg(long, env = "EMBEDSERVE_DOWNLOAD_STALL_TIMEOUT", value_parser = duration, value_name = "TIME")]
-    pub download_stall_timeout: Option<Duration>,
-    /// Give up a file after this long
-    #[arg(long, env = "EMBEDSERVE_DOWNLOAD_TIMEOUT", default_value = "1h", value_parser = duration, value_name = "TIME")]
-    pub download_timeout: Duration,
-    /// Attempts per file
-    #[arg(long, env = "EMBEDSERVE_DOWNLOAD_ATTEMPTS", default_value_t = 5, value_name = "N")]
-    pub download_attempts: u32,
-    /// Command that fetches wheels; `download …` is appended
-    #[arg(long, env = "EMBEDSERVE_PIP", default_value = "python3 -m pip", value_name = "COMMAND")]
-    pub pip: String,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -13,7 +13,7 @@ mod serve;
 use std::io::Write;
 use std::process::ExitCode;
 
-use crate::cli::{Cli, Command, ModelsCommand};
+use crate::cli::{BundleCommand, Cli, Command, ModelsCommand};
 use crate::config::{self, Environment};
 use crate::observe::log;
 
@@ -29,23 +29,40 @@ fn log_panics() {
     }));
 }
 
+/// A write beyond `RLIMIT_FSIZE` raises a signal that ends the process without a word. With a handler in its place the
+/// write fails instead, and is reported with the file's name. The handler stays when the runtime is gone.
+fn outlive_file_size_limit() -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let _inside = runtime.enter();
+    let kind = tokio::signal::unix::SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw());
+    tokio::signal::unix::signal(kind).map(drop)
+}
+
 /// Runs the command that was typed.
 ///
 /// # Errors
 /// Whatever ended it, with the advice a person needs.
 pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let environment = Environment::of_process();
+    outlive_file_size_limit()?;
     match cli.command {
         None => serve::run(&cli.serve, &environment),
         Some(Command::Serve(args)) => serve::run(&args, &environment),
         Some(Command::Health(args)) => commands::health(&args, &environment),
+        Some(Command::Bundle(command)) => {
+            log::init(&config::log(&cli.serve.logs, &environment));
+            match command {
+                BundleCommand::Export(args) => commands::export(&args, &environment),
+                BundleCommand::Import(args) => commands::import(&args, &environment),
+            }
+        }
         Some(Command::Models(command)) => {
             log::init(&config::log(&cli.serve.logs, &environment));
             match command {
                 ModelsCommand::List(args) => commands::list(&args, &environment),
                 ModelsCommand::Show(args) => commands::show(&args, &cli.serve, &environment),
                 ModelsCommand::Verify(args) => commands::verify(&args, &cli.serve, &environment),
-                ModelsCommand::Pull { models, source } => commands::pull(&models, &source, &environment),
+                ModelsCommand::Pull(args) => commands::pull(&args, &environment),
             }
         }
     }

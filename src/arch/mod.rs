@@ -174,7 +174,7 @@ fn check_sizes(spec: &EncoderSpec, weight_files: &[PathBuf]) -> Result<(), ArchE
         let reason = "expected a multiple of 4, and a distance beyond a quarter of it";
         return impossible("relative_attention_num_buckets", format!("{count} up to {max_distance}"), reason);
     }
-    if spec.layers.iter().any(|layer| layer.rotary_base.is_some()) && !spec.head_size.is_multiple_of(2) {
+    if spec.layers.iter().any(|layer| layer.rotary.is_some()) && !spec.head_size.is_multiple_of(2) {
         return impossible("head size", spec.head_size.to_string(), "rotary positions turn pairs of values");
     }
     // Rotations and ALiBi are computed for every position at load.

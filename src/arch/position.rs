@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::arch::packed::PackedBatch;
-use crate::arch::spec::{DistanceBiasSpec, EncoderSpec, FirstPosition};
+use crate::arch::spec::{DistanceBiasSpec, EncoderSpec, FirstPosition, RotarySpec};
 use crate::kernel::{DistanceBias, Rotary};
 use crate::weights::{Weights, WeightsError};
 
@@ -28,18 +28,18 @@ pub fn rows(first: FirstPosition, batch: &PackedBatch) -> Vec<u32> {
     rows
 }
 
-/// The rotations of each layer; layers with the same base share a table.
+/// The rotations of each layer; layers with the same rotation share a table.
 pub fn rotations(spec: &EncoderSpec) -> Vec<Option<Arc<Rotary>>> {
-    let mut tables: Vec<(f32, Arc<Rotary>)> = Vec::new();
-    let mut table = |base: f32| {
-        if let Some((_, table)) = tables.iter().find(|(known, _)| known.to_bits() == base.to_bits()) {
+    let mut tables: Vec<(RotarySpec, Arc<Rotary>)> = Vec::new();
+    let mut table = |rotary: RotarySpec| {
+        if let Some((_, table)) = tables.iter().find(|(known, _)| *known == rotary) {
             return Arc::clone(table);
         }
-        let table = Arc::new(Rotary::new(base, spec.head_size, spec.max_tokens));
-        tables.push((base, Arc::clone(&table)));
+        let table = Arc::new(Rotary::new((rotary.base, rotary.divisor), spec.head_size, spec.max_tokens));
+        tables.push((rotary, Arc::clone(&table)));
         table
     };
-    spec.layers.iter().map(|layer| layer.rotary_base.map(&mut table)).collect()
+    spec.layers.iter().map(|layer| layer.rotary.map(&mut table)).collect()
 }
 
 /// The bias by distance that all layers share.

@@ -105,8 +105,15 @@ pub struct FeedForwardSpec {
 pub struct LayerSpec {
     /// Local attention: a query sees the keys at most this far away.
     pub window: Option<usize>,
-    /// Base of the rotary position embedding.
-    pub rotary_base: Option<f32>,
+    pub rotary: Option<RotarySpec>,
+}
+
+/// A rotary position embedding: pair i of a head turns by `position·base^(−2i/d)/divisor`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RotarySpec {
+    pub base: f32,
+    /// 1, unless the rotations were slowed down for longer texts.
+    pub divisor: f32,
 }
 
 impl EncoderSpec {

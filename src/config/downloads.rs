@@ -49,6 +49,8 @@ pub fn source(args: &SourceArgs, environment: &Environment) -> Result<SourceConf
         offline: args.offline || environment.is_on("HF_HUB_OFFLINE") || environment.is_on("TRANSFORMERS_OFFLINE"),
         stall_timeout: stall_timeout.unwrap_or(Duration::from_mins(1)),
         file_timeout: args.download_timeout,
+        parallel_files: args.download_parallel.max(1),
+        conversion_revision: !args.no_conversion_revision,
         attempts: args.download_attempts.max(1),
         backoff: Duration::from_secs(1),
         progress_bars: !environment.is_on("HF_HUB_DISABLE_PROGRESS_BARS")

@@ -15,7 +15,7 @@ use thiserror::Error;
 
 pub use downloads::source;
 pub use environment::{Environment, health_port, log};
-pub use resolve::{addresses, batch, catalogue, is_loopback, requests};
+pub use resolve::{addresses, at_revision, batch, catalogue, is_loopback, requests};
 
 use crate::catalog::{CatalogError, Names, SourceSpec};
 use crate::kernel::Isa;
@@ -179,6 +179,11 @@ pub struct SourceConfig {
     pub stall_timeout: Duration,
     /// Longest time for one file, attempts together.
     pub file_timeout: Duration,
+    /// Files of one model fetched at once. Four: a second connection hides the pauses of the first, and more gain
+    /// nothing where the line is the limit and look like an attack where it is not.
+    pub parallel_files: usize,
+    /// Whether a branch that holds pickles only may be served from the Hub conversion bot's open pull request.
+    pub conversion_revision: bool,
     /// Attempts per file.
     pub attempts: u32,
     /// First pause between attempts; doubles, with a cap.

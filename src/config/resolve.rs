@@ -120,22 +120,8 @@ pub fn catalogue(path: Option<&Path>) -> Result<Vec<ModelSpec>, CatalogError> {
 
 /// Flags that overrule a model's own settings.
 fn overrule(mut spec: ModelSpec, args: &ServeArgs, n_models: usize) -> Result<ModelSpec, ConfigError> {
-    if let Some(text) = &args.models.revision {
-        let invalid = |reason: String| ConfigError::Invalid { flag: "--revision", value: text.clone(), reason };
-        if n_models > 1 {
-            return Err(invalid("with several models, write --model owner/name@revision".to_owned()));
-        }
-        let wanted = Revision::parse(text).map_err(|error| invalid(error.to_string()))?;
-        spec.sources.retain(|source| matches!(source, SourceSpec::Hub { .. }));
-        for source in &mut spec.sources {
-            if let SourceSpec::Hub { revision, sha256, .. } = source {
-                // Hashes pinned for another revision say nothing about this one.
-                (*revision, *sha256) = (wanted.clone(), Vec::new());
-            }
-        }
-        if spec.sources.is_empty() {
-            return Err(invalid("the model has no Hub source".to_owned()));
-        }
+    if let Some(revision) = &args.models.revision {
+        spec = at_revision(spec, revision, n_models)?;
     }
     spec.pooling = match args.models.pooling {
         None => spec.pooling,
@@ -146,6 +132,29 @@ fn overrule(mut spec: ModelSpec, args: &ServeArgs, n_models: usize) -> Result<Mo
         Some(PoolingArg::MeanSqrtLen) => Some(PoolingMode::MeanSqrtLen),
     };
     spec.max_tokens = args.models.max_model_len.or(spec.max_tokens);
+    Ok(spec)
+}
+
+/// The model at another Hub revision than the catalogue's.
+///
+/// # Errors
+/// A revision that is none, for several models at once, or for a model that is not on the Hub.
+pub fn at_revision(mut spec: ModelSpec, text: &str, n_models: usize) -> Result<ModelSpec, ConfigError> {
+    let invalid = |reason: String| ConfigError::Invalid { flag: "--revision", value: text.to_owned(), reason };
+    if n_models > 1 {
+        return Err(invalid("with several models, write owner/name@revision".to_owned()));
+    }
+    let wanted = Revision::parse(text).map_err(|error| invalid(error.to_string()))?;
+    spec.sources.retain(|source| matches!(source, SourceSpec::Hub { .. }));
+    for source in &mut spec.sources {
+        if let SourceSpec::Hub { revision, sha256, .. } = source {
+            // Hashes pinned for another revision say nothing about this one.
+            (*revision, *sha256) = (wanted.clone(), Vec::new());
+        }
+    }
+    if spec.sources.is_empty() {
+        return Err(invalid("the model has no Hub source".to_owned()));
+    }
     Ok(spec)
 }
 

@@ -27,6 +27,13 @@ pub(super) struct Folder {
     inside: Vec<PathBuf>,
 }
 
+/// A scratch folder near the final one, removed whatever happens. The lock's holder is its only user, so what lies
+/// there at the beginning is the rest of a run that was killed.
+#[derive(Debug)]
+pub(super) struct Staging {
+    path: PathBuf,
+}
+
 // === impl Lock ===
 
 impl Lock {
@@ -89,6 +96,28 @@ impl Listing for Folder {
     fn names(&self) -> Vec<String> {
         let Ok(entries) = std::fs::read_dir(&self.root) else { return Vec::new() };
         entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).take(MAX_LISTED).collect()
+    }
+}
+
+// === impl Staging ===
+
+impl Staging {
+    pub(super) fn create(path: PathBuf) -> Result<Self, Cause> {
+        remove(&path)?;
+        create_folder(&path)?;
+        Ok(Self { path })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if let Err(cause) = remove(&self.path) {
+            tracing::warn!(%cause, "temporary files remain; the next download removes them");
+        }
     }
 }
 
@@ -166,6 +195,14 @@ pub(super) fn ensure_space(folder: &Path, needed: u64) -> Result<(), Cause> {
         return Err(Cause::Space { path: folder.to_owned(), needed, free });
     }
     Ok(())
+}
+
+/// Fails before a file is begun that the process may not write to its end.
+pub(super) fn ensure_file_size(path: &Path, needed: u64) -> Result<(), Cause> {
+    match rustix::process::getrlimit(rustix::process::Resource::Fsize).current {
+        Some(limit) if needed > limit => Err(Cause::FileLimit { path: path.to_owned(), needed, limit }),
+        _ => Ok(()),
+    }
 }
 
 pub(super) fn create_folder(path: &Path) -> Result<(), Cause> {

@@ -60,9 +60,16 @@ pub enum Cause {
     #[error("files are missing: {}", .files.join(", "))]
     Missing { files: Vec<String> },
     #[error(
-        "weights are needed as safetensors; only formats that can run code or are unsupported are offered: {found}"
+        "weights are needed as safetensors; only formats that can run code or are unsupported are offered: {found}; \
+         sentence-transformers converts them where the model is trusted: SentenceTransformer(\"...\").save(\"folder\")"
     )]
     Weights { found: String },
+    #[error(
+        "weights are needed as safetensors and {found} is never opened, since a pickle can run code; {reason}; name a \
+         revision that has safetensors (--revision refs/pr/N), or convert where the model is trusted and serve the \
+         folder: python3 -c 'from sentence_transformers import SentenceTransformer as S; S(\"{repo}\").save(\"model\")'"
+    )]
+    Pickled { repo: String, found: String, reason: String },
     #[error("cannot read {file}: {reason}")]
     Unreadable { file: String, reason: String },
     #[error("link leaves the model's folder: {file}")]
@@ -71,6 +78,8 @@ pub enum Cause {
     Io { action: &'static str, path: PathBuf, source: std::io::Error },
     #[error("not enough space in {}: {needed} bytes are needed, {free} are free", .path.display())]
     Space { path: PathBuf, needed: u64, free: u64 },
+    #[error("{} needs {needed} bytes, and this process may write files of {limit} only (ulimit -f)", .path.display())]
+    FileLimit { path: PathBuf, needed: u64, limit: u64 },
     #[error("cannot start {program}: {source}")]
     PipStart { program: String, source: std::io::Error },
     #[error("pip failed with {status}: {message}")]
@@ -111,10 +120,10 @@ impl Cause {
             Self::Offline { .. } => "offline",
             Self::Status { .. } | Self::Protocol { .. } | Self::Unreachable { .. } | Self::Redirect { .. } => "http",
             Self::Stalled { .. } | Self::Cut { .. } | Self::Deadline { .. } => "timeout",
-            Self::TooLarge { .. } | Self::Size { .. } | Self::Space { .. } => "size",
+            Self::TooLarge { .. } | Self::Size { .. } | Self::Space { .. } | Self::FileLimit { .. } => "size",
             Self::Hash { .. } | Self::Damaged { .. } => "hash",
             Self::Name(_) | Self::Escape { .. } | Self::Archive { .. } => "unsafe",
-            Self::Missing { .. } | Self::Weights { .. } | Self::Unreadable { .. } => "content",
+            Self::Missing { .. } | Self::Weights { .. } | Self::Pickled { .. } | Self::Unreadable { .. } => "content",
             Self::Io { .. } => "io",
             Self::PipStart { .. } | Self::Pip { .. } => "pip",
         }

@@ -1,7 +1,8 @@
 //! Named moments at which a crash must leave the caches usable.
 //!
 //! In a release build `point` is empty. In a debug build, which is what the tests run, the process aborts at the point
-//! that `EMBEDSERVE_FAULT` names, so that a test can walk through the whole list.
+//! that `EMBEDSERVE_FAULT` names, so that a test can walk through the whole list: `chunk` is the first chunk, `chunk:3`
+//! the third.
 
 /// Every point, in the order of a download.
 pub const POINTS: &[&str] = &[
@@ -29,8 +30,15 @@ pub(super) const fn point(_name: &'static str) {}
     reason = "a crash on request is the purpose, and tests can only ask by environment"
 )]
 pub(super) fn point(name: &'static str) {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    static REACHED: AtomicUsize = AtomicUsize::new(0);
     debug_assert!(POINTS.contains(&name), "{name} is not listed");
-    if std::env::var_os("EMBEDSERVE_FAULT").is_some_and(|wanted| wanted == name) {
+    let Some(wanted) = std::env::var_os("EMBEDSERVE_FAULT").and_then(|wanted| wanted.into_string().ok()) else {
+        return;
+    };
+    let (point, nth) = wanted.split_once(':').unwrap_or((&wanted, "1"));
+    if point == name && (REACHED.fetch_add(1, Ordering::Relaxed) + 1).to_string() == nth {
         std::process::abort();
     }
 }

@@ -11,10 +11,11 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use http::{Method, Uri};
+use indicatif::MultiProgress;
 
 use crate::config::SourceConfig;
 use crate::observe::progress::LoadProgress;
-use crate::source::cache::{ensure_space, pause};
+use crate::source::cache::{ensure_file_size, ensure_space, pause, remove};
 use crate::source::client::{Answer, Ask, Client, Follow};
 use crate::source::error::Cause;
 use crate::source::fault;
@@ -26,6 +27,8 @@ pub(super) struct Context<'c> {
     pub config: &'c SourceConfig,
     pub progress: &'c LoadProgress,
     pub stop: &'c AtomicBool,
+    /// Where bars are drawn, if they are wanted: one per file under way.
+    pub bars: Option<&'c MultiProgress>,
     /// No file of this model is larger.
     pub max_file_bytes: u64,
     /// Whether some source has a complete copy on this machine already: then no server is worth waiting for.
@@ -119,12 +122,22 @@ impl Patience {
     }
 }
 
-/// Completes the part. On an error the part keeps what was received, for the next run to resume.
+/// Completes the part. On an error the part keeps what was received, for the next run to resume; only a disk that takes
+/// no more bytes gets back those it has.
 pub(super) fn download(client: &Client, transfer: &Transfer<'_>, context: &Context<'_>) -> Result<(), Cause> {
+    let result = receive(client, transfer, context);
+    if matches!(result, Err(Cause::Io { action: WRITE, .. })) {
+        remove(transfer.part)?;
+    }
+    result
+}
+
+fn receive(client: &Client, transfer: &Transfer<'_>, context: &Context<'_>) -> Result<(), Cause> {
     let Transfer { name, size, part, .. } = *transfer;
     if size > context.max_file_bytes {
         return Err(Cause::TooLarge { file: name.to_owned(), size, limit: context.max_file_bytes });
     }
+    ensure_file_size(part, size)?;
     fault::point("before_create");
     let mut file =
         OpenOptions::new().create(true).truncate(false).write(true).open(part).map_err(Cause::io("create", part))?;
@@ -138,7 +151,7 @@ pub(super) fn download(client: &Client, transfer: &Transfer<'_>, context: &Conte
     let folder = part.parent().unwrap_or(part);
     ensure_space(folder, size.saturating_sub(have))?;
     let patience = Patience::for_file(context.config);
-    let mut meter = Meter::start(context.progress, name, size, context.config.progress_bars);
+    let mut meter = Meter::start(context.progress, name, size, context.bars);
     // The place the endpoint redirects to; asked again when it stops answering, since such addresses expire.
     let mut direct = None;
     loop {
@@ -230,7 +243,7 @@ impl Range<'_, '_> {
                 restart(file, part)?;
                 return Err(Cause::Size { file: name.to_owned(), expected, found: received });
             }
-            file.write_all(&block).map_err(Cause::io("write", part))?;
+            file.write_all(&block).map_err(Cause::io(WRITE, part))?;
             fault::point("chunk");
             let have = file.stream_position().map_err(Cause::io("write", part))?;
             self.meter.at(have.min(size));
@@ -275,6 +288,7 @@ fn restart(file: &mut File, part: &Path) -> Result<(), Cause> {
     file.set_len(0).and_then(|()| file.rewind()).map_err(Cause::io("empty", part))
 }
 
+const WRITE: &str = "write";
 /// One request's worth: large enough to cost nothing in round trips, small enough that a lost one is soon repeated.
 const RANGE_BYTES: u64 = 16 << 20;
 /// Longer pauses help no server and look like a hang.

@@ -103,7 +103,8 @@ fn each_block(path: &Path, stop: &AtomicBool, mut take: impl FnMut(&[u8])) -> Re
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Lower-case hexadecimal.
+pub(super) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     let mut text = String::with_capacity(bytes.len() * 2);
     for byte in bytes {

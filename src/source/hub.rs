@@ -9,23 +9,16 @@
 //! cannot be stopped, take no agent of ours, follow a redirect to another host with the token attached, and panic on a
 //! redirect without an address. Its downloads check neither size nor hash and do not flush.
 
-use std::collections::BTreeSet;
-use std::fmt::Write as _;
 use std::path::Path;
 
-use hf_hub::api::RepoInfo;
-use http::{Method, Uri};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-
-use crate::catalog::id::{Etag, RelPath, Revision};
+use crate::catalog::id::Revision;
 use crate::source::ModelFolder;
-use crate::source::cache::{beside, publish, quarantine, read_small, remove};
-use crate::source::client::{Ask, Client, Follow};
+use crate::source::client::Client;
+use crate::source::conversion;
 use crate::source::error::Cause;
-use crate::source::fetch::{Context, Patience, Transfer, download};
-use crate::source::hash::{self, Declared};
-use crate::source::layout::{self, Listing, MODULES};
-use crate::source::origin::parse_url;
+use crate::source::fetch::Context;
+use crate::source::layout::MODULES;
+use crate::source::remote::{Remote, resolve};
 use crate::source::repository::{HubModel, Repository};
 
 /// Brings the model here, or finds it in the cache where that needs no network.
@@ -90,13 +83,20 @@ fn offline(repository: &Repository<'_>, context: &Context<'_>) -> Result<ModelFo
 fn online(repository: &Repository<'_>, context: &Context<'_>) -> Result<ModelFolder, Cause> {
     let client = Client::new(context.config)?;
     context.progress.enter(format!("asking about {}", repository.model.repo), 0);
-    let (commit, names) = resolve(repository, &client, context)?;
-    let mut remote = Remote { repository, client: &client, context, commit: &commit, names };
-    for file in layout::plan(&mut remote)? {
-        remote.ensure(&file)?;
-    }
-    repository.refer(&commit, context.stop)?;
-    Ok(folder(repository, &commit, &repository.snapshot(&commit)))
+    let listed = resolve(repository, &client, context)?;
+    let remote = Remote { repository, client: &client, context, listed: &listed };
+    let files = match remote.plan() {
+        Ok(files) => files,
+        Err(Cause::Weights { found }) => {
+            let commit = conversion::obtain(&remote, &found)?;
+            return Ok(folder(repository, &commit, &repository.snapshot(&commit)));
+        }
+        Err(cause) => return Err(cause),
+    };
+    remote.fetch(&files)?;
+    repository.refer(&listed.commit, context.stop)?;
+    repository.forget_conversion()?;
+    Ok(folder(repository, &listed.commit, &repository.snapshot(&listed.commit)))
 }
 
 fn folder(repository: &Repository<'_>, commit: &Revision, path: &Path) -> ModelFolder {
@@ -118,183 +118,3 @@ fn warn_without_modules(path: &Path) {
         );
     }
 }
-
-/// The commit behind the revision, and the names of its files.
-fn resolve(
-    repository: &Repository<'_>,
-    client: &Client,
-    context: &Context<'_>,
-) -> Result<(Revision, BTreeSet<RelPath>), Cause> {
-    let HubModel { repo, revision, .. } = repository.model;
-    let what = format!("{repo} at {revision}");
-    let ask = Ask {
-        method: Method::GET,
-        url: parse_url(&format!("{}/api/{}", context.config.endpoint, repository.repo.api_url()))?,
-        range: None,
-        follow: Follow::All,
-        what: what.clone(),
-    };
-    Patience::for_first_contact(context).retry(&what, context.stop, || {
-        let mut answer = client.send(&ask, context.stop)?;
-        if answer.status != 200 {
-            return Err(answer.status_error());
-        }
-        let body = answer.bytes(MAX_INFO_BYTES, context.stop)?;
-        let info: RepoInfo = serde_json::from_slice(&body)
-            .map_err(|_| answer.protocol("its description of the repository cannot be read"))?;
-        let commit = Revision::parse(&info.sha)?;
-        if !commit.is_commit() || (revision.is_commit() && commit != *revision) {
-            return Err(answer.protocol("it names no commit, or another one than was asked for"));
-        }
-        let names: Result<_, _> = info.siblings.iter().map(|file| RelPath::parse(&file.rfilename)).collect();
-        Ok((commit, names?))
-    })
-}
-
-/// One commit of a repository on the Hub; reading a file fetches it.
-struct Remote<'r> {
-    repository: &'r Repository<'r>,
-    client: &'r Client,
-    context: &'r Context<'r>,
-    commit: &'r Revision,
-    names: BTreeSet<RelPath>,
-}
-
-/// What the Hub declares about a file.
-#[derive(Debug)]
-struct Metadata {
-    etag: Etag,
-    size: u64,
-}
-
-impl Listing for Remote<'_> {
-    fn has(&self, file: &RelPath) -> bool {
-        self.names.contains(file)
-    }
-
-    fn read(&mut self, file: &RelPath) -> Result<Vec<u8>, Cause> {
-        self.ensure(file)?;
-        read_small(&file.within(&self.repository.snapshot(self.commit)), file.as_str())
-    }
-
-    fn names(&self) -> Vec<String> {
-        self.names.iter().map(ToString::to_string).collect()
-    }
-}
-
-impl Remote<'_> {
-    /// Makes sure that the snapshot has the file with its right bytes.
-    fn ensure(&self, file: &RelPath) -> Result<(), Cause> {
-        let Self { repository, context, commit, .. } = *self;
-        if repository.has(commit, file) {
-            match repository.check(commit, file, context.stop) {
-                Ok(()) => return Ok(()),
-                Err(Cause::Stopped) => return Err(Cause::Stopped),
-                Err(cause) => tracing::warn!(%file, %cause, "cached file is damaged, fetching it again"),
-            }
-        }
-        let metadata = self.metadata(file)?;
-        let declared = Declared::of(&metadata.etag);
-        self.refuse_early(file, &metadata, &declared)?;
-        let _lock = repository.lock(metadata.etag.as_str(), context.stop)?;
-        let blob = repository.blob(&metadata.etag);
-        if blob.symlink_metadata().is_ok() {
-            match self.check_blob(&blob, file, &metadata) {
-                Ok(()) => return repository.link(commit, file, &metadata.etag),
-                Err(Cause::Stopped) => return Err(Cause::Stopped),
-                Err(_) => quarantine(&blob)?,
-            }
-        }
-        self.fetch(file, &metadata, &blob)?;
-        repository.link(commit, file, &metadata.etag)
-    }
-
-    /// Transfers and verifies; a file with wrong bytes is asked for once more from its beginning.
-    fn fetch(&self, file: &RelPath, metadata: &Metadata, blob: &Path) -> Result<(), Cause> {
-        let part = beside(blob, "incomplete");
-        let transfer = Transfer { url: self.url(file)?, name: file.as_str(), size: metadata.size, part: &part };
-        let mut last_chance = false;
-        loop {
-            download(self.client, &transfer, self.context)?;
-            self.context.progress.enter(format!("verifying {file}"), 0);
-            match self.check_blob(&part, file, metadata) {
-                Ok(()) => return publish(&part, blob),
-                Err(Cause::Stopped) => return Err(Cause::Stopped),
-                Err(cause) => {
-                    remove(&part)?;
-                    if last_chance {
-                        return Err(cause);
-                    }
-                    tracing::warn!(%file, %cause, "received wrong bytes, fetching once more");
-                    last_chance = true;
-                }
-            }
-        }
-    }
-
-    fn check_blob(&self, path: &Path, file: &RelPath, metadata: &Metadata) -> Result<(), Cause> {
-        let found = path.metadata().map_err(Cause::io("examine", path))?;
-        if !found.is_file() || found.len() != metadata.size {
-            return Err(Cause::Size { file: file.to_string(), expected: metadata.size, found: found.len() });
-        }
-        let pin = self.repository.model.pin(file);
-        hash::check(path, file.as_str(), &Declared::of(&metadata.etag), pin, self.context.stop)
-    }
-
-    /// What is known to be wrong is not transferred.
-    fn refuse_early(&self, file: &RelPath, metadata: &Metadata, declared: &Declared) -> Result<(), Cause> {
-        if metadata.size > self.context.max_file_bytes {
-            let (size, limit) = (metadata.size, self.context.max_file_bytes);
-            return Err(Cause::TooLarge { file: file.to_string(), size, limit });
-        }
-        if let (Declared::Sha256(found), Some(pin)) = (declared, self.repository.model.pin(file))
-            && found != pin
-        {
-            return Err(Cause::Hash { file: file.to_string(), expected: pin.to_string(), found: found.to_string() });
-        }
-        Ok(())
-    }
-
-    fn metadata(&self, file: &RelPath) -> Result<Metadata, Cause> {
-        let ask = Ask {
-            method: Method::HEAD,
-            url: self.url(file)?,
-            range: None,
-            // The endpoint itself knows the file; where its bytes lie does not matter yet.
-            follow: Follow::SameOrigin,
-            what: file.to_string(),
-        };
-        Patience::for_file(self.context.config).retry(file.as_str(), self.context.stop, || {
-            let answer = self.client.send(&ask, self.context.stop)?;
-            if answer.status != 200 && !answer.is_redirect() {
-                return Err(answer.status_error());
-            }
-            if answer.header_of_any_hop("x-repo-commit") != Some(self.commit.as_str()) {
-                return Err(answer.protocol("it does not say that the file is of the commit asked for"));
-            }
-            // What a redirect's target would say about itself is not asked: only the endpoint's word counts.
-            let own = |name| answer.header(name).filter(|_| answer.status == 200);
-            let etag = answer.header_of_any_hop("x-linked-etag").or_else(|| own("etag"));
-            let size = answer.header_of_any_hop("x-linked-size").or_else(|| own("content-length"));
-            let etag = etag.ok_or_else(|| answer.protocol("it does not name the file's entity tag"))?;
-            let size = size
-                .and_then(|text| text.parse().ok())
-                .ok_or_else(|| answer.protocol("it does not say how large the file is"))?;
-            Ok(Metadata { etag: Etag::parse(etag)?, size })
-        })
-    }
-
-    fn url(&self, file: &RelPath) -> Result<Uri, Cause> {
-        let mut url =
-            format!("{}/{}/resolve/{}", self.context.config.endpoint, self.repository.repo.url(), self.commit);
-        for part in file.as_str().split('/') {
-            // Writing to a string cannot fail.
-            let _ = write!(url, "/{}", utf8_percent_encode(part, PATH_PART));
-        }
-        parse_url(&url)
-    }
-}
-
-/// A listing of tens of thousands of files; a model has dozens.
-const MAX_INFO_BYTES: usize = 10 << 20;
-const PATH_PART: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');

@@ -23,11 +23,19 @@ pub(super) trait Listing {
     fn names(&self) -> Vec<String>;
 }
 
-/// The files of a model, weights last.
+/// The files of a model. A folder that holds all `weights` must hold all `small` files too, so those are fetched first:
+/// that is how an interrupted download is told from a finished one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Files {
+    pub small: Vec<RelPath>,
+    pub weights: Vec<RelPath>,
+}
+
+/// The files that make up the model in `listing`.
 ///
 /// # Errors
 /// Every missing file at once; weights in other formats only; a name that leaves the folder.
-pub(super) fn plan(listing: &mut dyn Listing) -> Result<Vec<RelPath>, Cause> {
+pub(super) fn plan(listing: &mut dyn Listing) -> Result<Files, Cause> {
     let mut plan = Plan::default();
     plan.require(listing, "config.json")?;
     plan.require(listing, "tokenizer.json")?;
@@ -43,9 +51,15 @@ pub(super) fn plan(listing: &mut dyn Listing) -> Result<Vec<RelPath>, Cause> {
     }
     plan.weights(listing)?;
     if plan.missing.is_empty() {
-        return Ok(plan.small.into_iter().chain(plan.weights).collect());
+        return Ok(Files { small: plan.small, weights: plan.weights });
     }
     Err(Cause::Missing { files: plan.missing })
+}
+
+/// Whether weights of this name are pickles of `PyTorch`: what the Hub's conversion bot converts.
+pub(super) fn is_pickle(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    PICKLE_ENDINGS.iter().any(|ending| name.ends_with(ending))
 }
 
 #[derive(Debug, Default)]
@@ -65,6 +79,15 @@ struct Module {
 #[derive(Debug, Deserialize)]
 struct WeightIndex {
     weight_map: BTreeMap<String, String>,
+}
+
+// === impl Files ===
+
+impl Files {
+    /// Small files first, weights last.
+    pub(super) fn all(&self) -> impl Iterator<Item = &RelPath> {
+        self.small.iter().chain(&self.weights)
+    }
 }
 
 // === impl Plan ===
@@ -91,16 +114,16 @@ impl Plan {
         if module.path.is_empty() {
             return Ok(());
         }
-        let folder = RelPath::parse(&module.path)?;
+        let folder = RelPath::parse(module.path.strip_suffix('/').unwrap_or(&module.path))?;
         let config = format!("{folder}/config.json");
         let weights = RelPath::parse(&format!("{folder}/model.safetensors"))?;
         match module.kind.rsplit('.').next().unwrap_or_default() {
             // Has no settings; some exports leave an empty folder, some none.
             "Normalize" => {}
-            "Dense" => {
+            "Dense" | "LayerNorm" => {
                 self.require(listing, &config)?;
                 if listing.has(&weights) {
-                    self.weights.push(weights);
+                    self.weight(weights);
                 } else {
                     let prefix = format!("{folder}/");
                     self.missing_weights(listing, &prefix)?;
@@ -110,17 +133,23 @@ impl Plan {
             _ => {
                 self.offer(listing, RelPath::parse(&config)?);
                 if listing.has(&weights) {
-                    self.weights.push(weights);
+                    self.weight(weights);
                 }
             }
         }
         Ok(())
     }
 
+    fn weight(&mut self, file: RelPath) {
+        if !self.weights.contains(&file) {
+            self.weights.push(file);
+        }
+    }
+
     fn weights(&mut self, listing: &mut dyn Listing) -> Result<(), Cause> {
         let whole = RelPath::parse(WEIGHTS)?;
         if listing.has(&whole) {
-            self.weights.push(whole);
+            self.weight(whole);
             return Ok(());
         }
         let index = RelPath::parse(WEIGHT_INDEX)?;
@@ -131,7 +160,7 @@ impl Plan {
         self.small.push(index);
         for shard in shards {
             if listing.has(&shard) {
-                self.weights.push(shard);
+                self.weight(shard);
             } else {
                 self.missing.push(shard.to_string());
             }
@@ -188,11 +217,18 @@ fn unreadable(file: &'static str) -> impl FnOnce(serde_json::Error) -> Cause {
 
 pub(super) const MODULES: &str = "modules.json";
 const WEIGHTS: &str = "model.safetensors";
-const WEIGHT_INDEX: &str = "model.safetensors.index.json";
+pub(super) const WEIGHT_INDEX: &str = "model.safetensors.index.json";
 /// Taken where they exist.
-const OPTIONAL: [&str; 5] = [
+const OPTIONAL: [&str; 11] = [
     MODULES,
+    // The same settings under the names of older exports; sentence-transformers takes the first that exists.
     "sentence_bert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_distilbert_config.json",
+    "sentence_camembert_config.json",
+    "sentence_albert_config.json",
+    "sentence_xlm-roberta_config.json",
+    "sentence_xlnet_config.json",
     "config_sentence_transformers.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -200,6 +236,7 @@ const OPTIONAL: [&str; 5] = [
 /// Endings of weights that are pickles or belong to engines we do not have.
 const REFUSED_ENDINGS: [&str; 11] =
     [".bin", ".bin.index.json", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx"];
+const PICKLE_ENDINGS: [&str; 2] = [".bin", ".bin.index.json"];
 /// Real pipelines have three or four.
 const MAX_MODULES: usize = 32;
 /// Real models have fewer than a hundred.
@@ -212,9 +249,9 @@ pub(super) const MAX_SMALL_BYTES: u64 = 16 << 20;
 mod tests {
     use super::*;
 
-    struct Files(BTreeMap<&'static str, &'static str>);
+    struct Folder(BTreeMap<&'static str, &'static str>);
 
-    impl Listing for Files {
+    impl Listing for Folder {
         fn has(&self, file: &RelPath) -> bool {
             self.0.contains_key(file.as_str())
         }
@@ -231,7 +268,7 @@ mod tests {
     fn planned(files: &[(&'static str, &'static str)]) -> Result<Vec<String>, Cause> {
         let mut all = BTreeMap::from([("config.json", "{}"), ("tokenizer.json", "{}")]);
         all.extend(files.iter().copied());
-        plan(&mut Files(all)).map(|files| files.iter().map(ToString::to_string).collect())
+        plan(&mut Folder(all)).map(|files| files.all().map(ToString::to_string).collect())
     }
 
     #[test]
@@ -262,6 +299,58 @@ mod tests {
             "model.safetensors",
         ];
         assert_eq!(files.unwrap(), expected);
+    }
+
+    // Old exports name the settings of the encoder after its architecture.
+    #[test]
+    fn settings_are_fetched_under_every_name_that_sentence_transformers_reads() {
+        let names = ["bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"];
+        for name in names.map(|name| format!("sentence_{name}_config.json").leak() as &'static str) {
+            let files = planned(&[(name, "{}"), ("model.safetensors", "")]).unwrap();
+            assert_eq!(files, ["config.json", "tokenizer.json", name, "model.safetensors"]);
+        }
+        assert!(
+            !planned(&[("sentence_x_config.json", "{}"), ("model.safetensors", "")])
+                .unwrap()
+                .contains(&"sentence_x_config.json".to_owned())
+        );
+    }
+
+    #[test]
+    fn several_dense_modules_and_a_layer_norm_are_fetched_whole() {
+        let modules = r#"[{"path":"","type":"s.Transformer"},{"path":"1_Pooling","type":"s.Pooling"},
+            {"path":"2_Dense","type":"s.Dense"},{"path":"3_Dense","type":"s.Dense"},
+            {"path":"4_LayerNorm","type":"s.LayerNorm"},{"path":"5_Normalize","type":"s.Normalize"}]"#;
+        let mut folder = vec![("modules.json", modules), ("1_Pooling/config.json", "{}"), ("model.safetensors", "")];
+        for (config, weights) in [
+            ("2_Dense/config.json", "2_Dense/model.safetensors"),
+            ("3_Dense/config.json", "3_Dense/model.safetensors"),
+            ("4_LayerNorm/config.json", "4_LayerNorm/model.safetensors"),
+        ] {
+            folder.extend([(config, "{}"), (weights, "")]);
+        }
+        let files = planned(&folder).unwrap();
+        let weights = [
+            "2_Dense/model.safetensors",
+            "3_Dense/model.safetensors",
+            "4_LayerNorm/model.safetensors",
+            "model.safetensors",
+        ];
+        assert_eq!(files[files.len() - 4..], weights);
+        for module in ["2_Dense", "3_Dense", "4_LayerNorm"] {
+            let safetensors = format!("{module}/model.safetensors");
+            let mut without: Vec<_> = folder.iter().copied().filter(|(name, _)| *name != safetensors).collect();
+            match planned(&without) {
+                Err(Cause::Missing { files }) => assert_eq!(files, [safetensors.as_str()]),
+                other => panic!("{other:?}"),
+            }
+            let pickle: &'static str = format!("{module}/pytorch_model.bin").leak();
+            without.push((pickle, ""));
+            match planned(&without) {
+                Err(Cause::Weights { found }) => assert_eq!(found, pickle),
+                other => panic!("{other:?}"),
+            }
+        }
     }
 
     #[test]

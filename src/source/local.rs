@@ -9,8 +9,8 @@ use crate::source::layout;
 /// Checks that the directory holds a whole model and that none of its files lies elsewhere.
 pub(super) fn obtain(path: &Path) -> Result<PathBuf, Cause> {
     let mut folder = Folder::open(path, &link_targets(path))?;
-    for file in layout::plan(&mut folder)? {
-        folder.locate(&file)?;
+    for file in layout::plan(&mut folder)?.all() {
+        folder.locate(file)?;
     }
     Ok(path.to_owned())
 }

@@ -3,7 +3,7 @@
 use std::io::IsTerminal as _;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::observe::progress::LoadProgress;
 
@@ -14,6 +14,8 @@ pub(super) struct Meter<'p> {
     bar: Option<ProgressBar>,
     name: String,
     total: u64,
+    /// Bytes that `progress` knows of.
+    told: u64,
     /// Quarters of the way that have been logged.
     logged: u64,
 }
@@ -21,12 +23,13 @@ pub(super) struct Meter<'p> {
 // === impl Meter ===
 
 impl<'p> Meter<'p> {
-    /// Begins; `bars` draws a bar where standard error is a terminal.
-    pub(super) fn start(progress: &'p LoadProgress, name: &str, total: u64, bars: bool) -> Self {
-        progress.enter(format!("downloading {name}"), total);
+    /// Begins; a bar is drawn among `bars` where standard error is a terminal.
+    pub(super) fn start(progress: &'p LoadProgress, name: &str, total: u64, bars: Option<&MultiProgress>) -> Self {
+        progress.enter_file(name, total);
         let large = total >= WORTH_SHOWING_BYTES;
-        let bar = (large && bars && std::io::stderr().is_terminal()).then(|| bar(name, total));
-        let mut meter = Self { progress, bar, name: name.to_owned(), total, logged: 0 };
+        let bars = bars.filter(|_| large && std::io::stderr().is_terminal());
+        let bar = bars.map(|bars| bar(bars, name, total));
+        let mut meter = Self { progress, bar, name: name.to_owned(), total, told: 0, logged: 0 };
         if large && meter.bar.is_none() {
             tracing::info!(file = name, bytes = total, "download starts");
         } else if !large {
@@ -38,7 +41,8 @@ impl<'p> Meter<'p> {
 
     /// Bytes that are there now.
     pub(super) fn at(&mut self, done: u64) {
-        self.progress.done(done);
+        self.progress.file_moved(self.told, done);
+        self.told = done;
         if let Some(bar) = &self.bar {
             bar.set_position(done);
             return;
@@ -59,8 +63,8 @@ impl Drop for Meter<'_> {
     }
 }
 
-fn bar(name: &str, total: u64) -> ProgressBar {
-    let bar = ProgressBar::new(total);
+fn bar(bars: &MultiProgress, name: &str, total: u64) -> ProgressBar {
+    let bar = bars.add(ProgressBar::new(total));
     // The template is a constant; if it were wrong, the default style would show.
     if let Ok(style) = ProgressStyle::with_template("{msg} [{wide_bar}] {bytes}/{total_bytes} {bytes_per_sec} {eta}") {
         bar.set_style(style);

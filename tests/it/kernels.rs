@@ -213,7 +213,7 @@ fn attention_matches_the_reference_inside_each_sequence() {
         let scale = 1.0 / (size as f32).sqrt();
         #[expect(clippy::cast_possible_truncation, reason = "the kernel's table holds f32")]
         let distances = Arc::new(DistanceBias::new(n_heads, 20, |head, distance| bias(head, distance) as f32));
-        let rotary = Arc::new(Rotary::new(10_000.0, size, 130));
+        let rotary = Arc::new(Rotary::new((10_000.0, 1.0), size, 130));
         for case in 0..8 {
             let (biased, turned, windowed) = (case & 1 > 0, case & 2 > 0 && size % 2 == 0, case & 4 > 0);
             let options = AttentionOptions {
@@ -243,7 +243,7 @@ fn attention_matches_the_reference_inside_each_sequence() {
 
 #[test]
 fn attention_refuses_rows_beyond_its_positions() {
-    let op = Attention { rotary: Some(Arc::new(Rotary::new(10.0, 4, 19))), ..plain(&offsets(&[20]), 1, 1.0) };
+    let op = Attention { rotary: Some(Arc::new(Rotary::new((10.0, 1.0), 4, 19))), ..plain(&offsets(&[20]), 1, 1.0) };
     assert!(op.forward(&tensor(&[0.5; 20 * 12], 12)).is_err());
 }
 

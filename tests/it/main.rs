@@ -8,10 +8,12 @@
 #![expect(unreachable_pub, reason = "support modules are public to their siblings")]
 
 mod auth;
+mod bundle;
 mod catalog;
 mod connections;
 mod download;
 mod download_cache;
+mod download_conversion;
 mod embeddings;
 mod errors;
 mod health;

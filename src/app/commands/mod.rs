@@ -1,13 +1,15 @@
-//! The commands that do not serve: `models list`, `show`, `pull` and `verify`, `health`; one file each.
+//! The commands that do not serve: `models list`, `show`, `pull` and `verify`, `bundle`, `health`; one file each.
 //!
 //! A command prints its result to stdout, complains on stderr, and says by its exit code whether all went well.
 
+mod bundle;
 mod health;
 mod list;
 mod pull;
 mod show;
 mod verify;
 
+pub(super) use bundle::{export, import};
 pub(super) use health::health;
 pub(super) use list::list;
 pub(super) use pull::pull;

@@ -1,17 +1,20 @@
 //! GTE's own encoder (`model_type` "gte", and "new" in repositories that name Python code in `auto_map`): rotary
 //! positions, gated GELU feed-forward, LayerNorm after each block, biases everywhere but in the gate.
 //!
-//! Reference: `GteModel` of Hugging Face transformers 5. Of the code behind `auto_map` the plain computation is
-//! implemented; scaled rotations, windows of its own and logarithmic scores are refused by name.
+//! Reference: `GteModel` of Hugging Face transformers 5. The code behind `auto_map` also slows rotations down for longer
+//! texts ("ntk", <https://kexue.fm/archives/9706>), which the published models use; its other switches are refused by
+//! name.
 
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::bert::MAX_LAYERS;
-use super::{Family, activation, heads, must_be, read, rotary_base, single, unsupported};
+use super::{Family, activation, heads, must_be, read, rotary, single, unsupported};
 use crate::arch::ArchError;
 use crate::arch::names::TensorNames;
-use crate::arch::spec::{AttentionSpec, EncoderSpec, FeedForwardSpec, LayerSpec, NormKind, NormPlace, NormSpec};
+use crate::arch::spec::{
+    AttentionSpec, EncoderSpec, FeedForwardSpec, LayerSpec, NormKind, NormPlace, NormSpec, RotarySpec,
+};
 
 pub const FAMILY: Family = Family {
     spec,
@@ -52,10 +55,18 @@ struct GteConfig {
     layer_norm_type: Option<String>,
     position_embedding_type: Option<String>,
     rope_theta: Option<f64>,
-    rope_scaling: Option<Value>,
+    rope_scaling: Option<RopeScaling>,
     rope_parameters: Option<RopeParameters>,
     #[serde(default)]
     logn_attention_scale: bool,
+}
+
+#[derive(Debug, Deserialize)]
+struct RopeScaling {
+    #[serde(rename = "type", alias = "rope_type")]
+    kind: String,
+    factor: f64,
+    mixed_b: Option<f64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -85,13 +96,13 @@ fn spec(value: &Value) -> Result<EncoderSpec, ArchError> {
         }
     }
     must_be("logn_attention_scale", config.logn_attention_scale, false)?;
-    if let Some(scaling) = config.rope_scaling.as_ref().filter(|scaling| !scaling.is_null()) {
-        return Err(unsupported("rope_scaling", scaling));
-    }
     let base = config.rope_parameters.as_ref().and_then(|rope| rope.rope_theta).or(config.rope_theta);
-    let base = rotary_base("rope_theta", base.unwrap_or(160_000.0))?;
     let (head_size, scale) = heads(config.hidden_size, config.num_attention_heads);
-    let layer = LayerSpec { window: None, rotary_base: Some(base) };
+    let mut rotary = rotary("rope_theta", base.unwrap_or(160_000.0))?;
+    if let Some(scaling) = &config.rope_scaling {
+        slow_down(&mut rotary, scaling, head_size)?;
+    }
+    let layer = LayerSpec { window: None, rotary: Some(rotary) };
     Ok(EncoderSpec {
         hidden_size: config.hidden_size,
         n_heads: config.num_attention_heads,
@@ -115,4 +126,21 @@ fn spec(value: &Value) -> Result<EncoderSpec, ArchError> {
         },
         layers: vec![layer; config.num_hidden_layers.min(MAX_LAYERS + 1)],
     })
+}
+
+/// Fixed "ntk" scaling: the base grows by the factor, and every frequency falls by its 2/d-th power.
+fn slow_down(rotary: &mut RotarySpec, scaling: &RopeScaling, head_size: usize) -> Result<(), ArchError> {
+    if scaling.kind != "ntk" {
+        return Err(unsupported("rope_scaling.type", &scaling.kind));
+    }
+    if let Some(exponent) = scaling.mixed_b {
+        return Err(unsupported("rope_scaling.mixed_b", exponent));
+    }
+    if !(scaling.factor.is_finite() && scaling.factor >= 1.0) {
+        let (field, value) = ("rope_scaling.factor", scaling.factor.to_string());
+        return Err(ArchError::Impossible { field, value, reason: "expected 1 or more" });
+    }
+    rotary.base *= single(scaling.factor);
+    rotary.divisor = single(scaling.factor.powf(2.0 / head_size as f64));
+    Ok(())
 }

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::arch::ArchError;
 use crate::arch::names::TensorNames;
-use crate::arch::spec::EncoderSpec;
+use crate::arch::spec::{EncoderSpec, RotarySpec};
 use crate::kernel::Activation;
 
 /// What `arch` needs to know of a family.
@@ -85,10 +85,10 @@ const fn single(value: f64) -> f32 {
     value as f32
 }
 
-/// The base of a rotary position embedding.
-fn rotary_base(field: &'static str, base: f64) -> Result<f32, ArchError> {
+/// A plain rotary position embedding.
+fn rotary(field: &'static str, base: f64) -> Result<RotarySpec, ArchError> {
     if base.is_finite() && base > 1.0 {
-        return Ok(single(base));
+        return Ok(RotarySpec { base: single(base), divisor: 1.0 });
     }
     Err(ArchError::Impossible { field, value: base.to_string(), reason: "expected a number above 1" })
 }

@@ -8,10 +8,12 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::bert::MAX_LAYERS;
-use super::{Family, activation, heads, must_be, read, single, unsupported};
+use super::{Family, activation, heads, must_be, read, rotary, single, unsupported};
 use crate::arch::ArchError;
 use crate::arch::names::TensorNames;
-use crate::arch::spec::{AttentionSpec, EncoderSpec, FeedForwardSpec, LayerSpec, NormKind, NormPlace, NormSpec};
+use crate::arch::spec::{
+    AttentionSpec, EncoderSpec, FeedForwardSpec, LayerSpec, NormKind, NormPlace, NormSpec, RotarySpec,
+};
 
 pub const FAMILY: Family = Family {
     spec,
@@ -147,20 +149,20 @@ fn layers(config: &ModernBertConfig) -> Result<Vec<LayerSpec>, ArchError> {
     };
     let layer = |is_local| {
         if is_local {
-            LayerSpec { window: Some(config.local_attention / 2), rotary_base: Some(local) }
+            LayerSpec { window: Some(config.local_attention / 2), rotary: Some(local) }
         } else {
-            LayerSpec { window: None, rotary_base: Some(global) }
+            LayerSpec { window: None, rotary: Some(global) }
         }
     };
     Ok(is_local.into_iter().map(layer).collect())
 }
 
 /// The newer field, else the older, else the default of the reference.
-fn base(rope: Option<&Rope>, older: Option<f64>, default: f64) -> Result<f32, ArchError> {
+fn base(rope: Option<&Rope>, older: Option<f64>, default: f64) -> Result<RotarySpec, ArchError> {
     match rope.and_then(|rope| rope.rope_type.as_deref()) {
         None | Some("default") => {}
         Some(other) => return Err(unsupported("rope_parameters.rope_type", other)),
     }
     let base = rope.and_then(|rope| rope.rope_theta).or(older).unwrap_or(default);
-    super::rotary_base("rope_theta", base)
+    rotary("rope_theta", base)
 }

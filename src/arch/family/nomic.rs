@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::bert::MAX_LAYERS;
-use super::{Family, activation, heads, must_be, read, rotary_base, single, unsupported};
+use super::{Family, activation, heads, must_be, read, rotary, single, unsupported};
 use crate::arch::ArchError;
 use crate::arch::names::TensorNames;
 use crate::arch::spec::{AttentionSpec, EncoderSpec, FeedForwardSpec, LayerSpec, NormKind, NormPlace, NormSpec};
@@ -126,7 +126,7 @@ fn spec(value: &Value) -> Result<EncoderSpec, ArchError> {
     };
     let rope = config.rope_parameters.as_ref();
     let base = rope.and_then(|rope| rope.rope_theta).or(config.rotary_emb_base).unwrap_or(1000.0);
-    let layer = LayerSpec { window: None, rotary_base: Some(rotary_base("rotary_emb_base", base)?) };
+    let layer = LayerSpec { window: None, rotary: Some(rotary("rotary_emb_base", base)?) };
     let max_tokens = config.max_position_embeddings.unwrap_or(2048);
     Ok(EncoderSpec {
         hidden_size: config.hidden_size,

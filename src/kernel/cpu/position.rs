@@ -2,7 +2,7 @@
 
 /// Cosines and sines of rotary position embedding for every position of a model.
 ///
-/// Formula: value pairs `(x[i], x[i + d/2])` of a head of size d turn by the angle `position·base^(−2i/d)` (Su et al.,
+/// Formula: value pairs `(x[i], x[i + d/2])` of a head of size d turn by the angle `position·base^(−2i/d)/divisor` (Su et al.,
 /// RoFormer; the halves-apart layout of transformers' `rotate_half`). Frequencies and angles are rounded to f32 where
 /// the reference rounds them: at position 8,191 one unit in the last place of a frequency is visible in a vector.
 #[derive(Debug)]
@@ -17,10 +17,10 @@ impl Rotary {
     /// # Panics
     /// Never; an odd `head_size` leaves its last value out and is refused by `arch`.
     #[expect(clippy::cast_possible_truncation, reason = "the reference computes in f32")]
-    pub fn new(base: f32, head_size: usize, positions: usize) -> Self {
+    pub fn new((base, divisor): (f32, f32), head_size: usize, positions: usize) -> Self {
         let half = head_size / 2;
         let power = |i: usize| f64::from(base).powf(f64::from((2 * i) as f32 / head_size as f32)) as f32;
-        let frequencies: Vec<f32> = (0..half).map(|i| 1.0 / power(i)).collect();
+        let frequencies: Vec<f32> = (0..half).map(|i| 1.0 / power(i) / divisor).collect();
         let angles =
             || (0..positions).flat_map(|position| frequencies.iter().map(move |f| f64::from(position as f32 * f)));
         Self {

@@ -55,6 +55,10 @@ struct State {
     /// Listed in the repository's description only.
     extra_names: Vec<String>,
     main: String,
+    /// Revisions other than `main`, as they stand in an address: their commit and their own files.
+    branches: BTreeMap<String, (String, BTreeMap<String, Vec<u8>>)>,
+    /// What the list of pull requests says; without it there is no such list.
+    discussions: Option<String>,
     /// After the description is given once, `main` becomes this.
     moves_to: Option<String>,
     scripts: BTreeMap<String, VecDeque<Script>>,
@@ -118,8 +122,24 @@ impl FakeHub {
         self.state().extra_names.push(name.to_owned());
     }
 
+    /// Another revision (`refs/pr/1`) with files of its own.
+    pub(crate) fn branch(&self, revision: &str, commit: &str, files: BTreeMap<String, Vec<u8>>) {
+        self.state().branches.insert(revision.replace('/', "%2F"), (commit.to_owned(), files));
+    }
+
+    pub(crate) fn discussions(&self, json: &str) {
+        self.state().discussions = Some(json.to_owned());
+    }
+
     pub(crate) fn move_main_after_first_look(&self) {
         self.state().moves_to = Some(NEXT_COMMIT.to_owned());
+    }
+
+    /// Ends every connection that is open now.
+    pub(crate) fn hang_up(&self) {
+        for socket in self.state().sockets.drain(..) {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
     }
 
     pub(crate) fn connections(&self) -> usize {
@@ -133,7 +153,7 @@ impl FakeHub {
     /// Requests whose `METHOD file` is this.
     pub(crate) fn asked_for(&self, what: &str) -> Vec<Asked> {
         let (method, file) = what.split_once(' ').unwrap();
-        self.asked().into_iter().filter(|a| a.method == method && file_of(&a.path).unwrap_or("info") == file).collect()
+        self.asked().into_iter().filter(|a| a.method == method && subject_of(&a.path) == file).collect()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -168,7 +188,7 @@ fn answer_one(socket: &TcpStream, shared: &Mutex<State>) -> Option<()> {
     let mut state = shared.lock().unwrap();
     state.asked.push(asked.clone());
     let file = file_of(&asked.path);
-    let what = format!("{} {}", asked.method, file.unwrap_or("info"));
+    let what = format!("{} {}", asked.method, subject_of(&asked.path));
     let script = match state.scripts.get_mut(&what).and_then(VecDeque::pop_front) {
         Some(script) => script,
         None => state.always.get(&what).cloned().unwrap_or(Script::Ok),
@@ -176,9 +196,14 @@ fn answer_one(socket: &TcpStream, shared: &Mutex<State>) -> Option<()> {
     let (bytes, commit) = match file {
         Some(file) => {
             let commit = asked.path.split_once("/resolve/")?.1.split('/').next()?.to_owned();
-            (state.files.get(file).cloned(), commit)
+            let branch = state.branches.values().find(|(of_branch, _)| *of_branch == commit);
+            let files = branch.map_or(&state.files, |(_, files)| files);
+            (files.get(file).cloned(), commit)
         }
-        None => (Some(describe(&mut state)), String::new()),
+        None if subject_of(&asked.path) == "discussions" => {
+            (state.discussions.clone().map(String::into_bytes), String::new())
+        }
+        None => (Some(describe(&mut state, &asked.path)), String::new()),
     };
     drop(state);
     let reply = Reply { socket, asked: &asked, name: file.unwrap_or("info.json"), commit };
@@ -194,7 +219,21 @@ fn file_of(path: &str) -> Option<&str> {
     Some(path.split_once("/resolve/")?.1.split_once('/')?.1)
 }
 
-fn describe(state: &mut State) -> Vec<u8> {
+/// What is asked for: a file, `discussions`, or `info` about a revision.
+fn subject_of(path: &str) -> &str {
+    match file_of(path) {
+        Some(file) => file,
+        None if path.contains("/discussions") => "discussions",
+        None => "info",
+    }
+}
+
+fn describe(state: &mut State, path: &str) -> Vec<u8> {
+    let revision = path.split_once("/revision/").map(|(_, revision)| revision).unwrap_or_default();
+    if let Some((sha, files)) = state.branches.get(revision) {
+        let siblings: Vec<_> = files.keys().map(|name| serde_json::json!({"rfilename": name})).collect();
+        return serde_json::json!({"id": "o/n", "sha": sha, "siblings": siblings}).to_string().into_bytes();
+    }
     let sha = state.main.clone();
     if let Some(next) = state.moves_to.take() {
         state.main = next;

@@ -1,13 +1,16 @@
 //! Golden vectors made with sentence-transformers (`tests/golden/make.py`), and how far ours may be from them.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use embedserve::engine::Served;
+use embedserve::engine::{EmbeddedRow, EngineError, Served};
 use embedserve::request::{RawRequest, TruncateField};
+use futures_util::future::join_all;
 use serde::Deserialize;
 
+use super::random::Random;
 use super::served::embed_raw;
 
 #[derive(Deserialize)]
@@ -21,7 +24,9 @@ pub struct Golden {
 
 #[derive(Deserialize)]
 pub struct Item {
-    pub text: String,
+    pub text: Text,
+    #[serde(flatten)]
+    pub options: Options,
     /// After truncation, special tokens included.
     pub tokens: usize,
     /// Before truncation.
@@ -30,11 +35,31 @@ pub struct Item {
     vector: String,
 }
 
+/// A text, or a phrase and how often it stands there.
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub enum Text {
+    Whole(String),
+    Repeated { repeat: String, times: usize },
+}
+
+/// What a request says besides its texts; only items that agree in it can share one.
+#[derive(Deserialize, Default, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Options {
+    pub prompt: Option<String>,
+    pub prompt_name: Option<String>,
+    pub dimensions: Option<i64>,
+}
+
 /// How far a model's vectors are from their goldens.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Distance {
     pub max_error: f32,
     pub min_cosine: f64,
+    /// Largest difference between a row alone and in company; not a bit is allowed.
+    pub alone_to_batch: f32,
+    /// What is wrong, in words; empty = all is well.
+    pub faults: Vec<String>,
 }
 
 pub fn folder() -> PathBuf {
@@ -47,44 +72,119 @@ impl Golden {
         serde_json::from_str(&text).unwrap()
     }
 
-    /// Embeds every text and holds vectors, token counts and truncation against the goldens.
-    pub async fn check(&self, served: &Served) -> Distance {
-        assert_eq!((served.limits.max_tokens, served.limits.dimensions), (self.max_tokens, self.dimensions));
-        let mut distance = Distance { max_error: 0.0, min_cosine: 1.0 };
-        // In requests of several sizes: alone, in company, and all that is left at once.
-        let mut items = self.items.as_slice();
-        for size in [1, 1, 7, 20, usize::MAX] {
-            let (batch, rest) = items.split_at(size.min(items.len()));
-            items = rest;
-            if batch.is_empty() {
-                break;
-            }
-            let texts: Vec<&str> = batch.iter().map(|item| item.text.as_str()).collect();
-            let raw = RawRequest { truncate: Some(TruncateField::Flag(true)), ..RawRequest::default() };
-            let embedded = embed_raw(served, &texts, raw).await.unwrap();
-            for (row, item) in embedded.rows.iter().zip(batch) {
-                assert_eq!(row.tokens, item.tokens, "tokens of {:?}", item.text);
-                let original = row.cut.and_then(|cut| cut.original_tokens);
-                let expected = (item.full_tokens > item.tokens).then_some(item.full_tokens);
-                assert!(
-                    original == expected || row.cut.is_some_and(|cut| cut.original_tokens.is_none()),
-                    "{:?}",
-                    item.text
-                );
-                self.compare(row.vector.as_slice(), item, &mut distance);
+    /// Whether some vectors are shorter than the model's own, which the operator has to allow.
+    pub fn has_shorter_vectors(&self) -> bool {
+        self.items.iter().any(|item| item.options.dimensions.is_some())
+    }
+
+    /// Embeds every text alone and holds vectors, token counts and truncation against the goldens; then all of them
+    /// again in `rounds` of shuffled batches, which must give the same bits.
+    pub async fn check(&self, served: &Served, rounds: u64) -> Distance {
+        let mut distance = Distance { max_error: 0.0, min_cosine: 1.0, alone_to_batch: 0.0, faults: Vec::new() };
+        let (found, expected) =
+            ((served.limits.max_tokens, served.limits.dimensions), (self.max_tokens, self.dimensions));
+        if found != expected {
+            distance.faults.push(format!("(max_tokens, dimensions) = {found:?}, expected {expected:?}"));
+        }
+        let mut alone = Vec::with_capacity(self.items.len());
+        for item in &self.items {
+            let row = match request(served, &item.options, &[item]).await {
+                Ok(mut rows) => rows.remove(0),
+                Err(error) => {
+                    distance.faults.push(format!("{}: {error}", item.excerpt()));
+                    return distance;
+                }
+            };
+            self.compare(&row, item, &mut distance);
+            alone.push(row.vector.as_slice().to_vec());
+        }
+        for round in 0..rounds {
+            for (index, row) in self.in_company(served, round).await {
+                let pairs = row.vector.as_slice().iter().zip(&alone[index]);
+                let difference = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                distance.alone_to_batch = distance.alone_to_batch.max(difference);
+                if row.vector.as_slice() != alone[index] {
+                    let text = self.items[index].excerpt();
+                    distance.faults.push(format!("{text}: {difference:e} between alone and in company"));
+                }
             }
         }
         distance
     }
 
-    fn compare(&self, found: &[f32], item: &Item, distance: &mut Distance) {
-        let expected = item.vector();
-        assert_eq!(found.len(), expected.len());
+    /// All items in shuffled order, in requests of several sizes that wait at the same time and so share batches.
+    async fn in_company(&self, served: &Served, round: u64) -> Vec<(usize, EmbeddedRow)> {
+        let mut random = Random::new(100 + round);
+        let mut order: Vec<usize> = (0..self.items.len()).collect();
+        for place in (1..order.len()).rev() {
+            order.swap(place, random.below(place + 1));
+        }
+        let mut alike: BTreeMap<&Options, Vec<usize>> = BTreeMap::new();
+        for index in order {
+            alike.entry(&self.items[index].options).or_default().push(index);
+        }
+        let mut requests = Vec::new();
+        for (options, mut indices) in alike {
+            while !indices.is_empty() {
+                let rest = indices.split_off(indices.len().min(1 + random.below(20)));
+                requests.push((options, std::mem::replace(&mut indices, rest)));
+            }
+        }
+        let answers = requests.into_iter().map(|(options, indices)| async move {
+            let items: Vec<&Item> = indices.iter().map(|index| &self.items[*index]).collect();
+            let rows = request(served, options, &items).await.unwrap();
+            indices.into_iter().zip(rows).collect::<Vec<_>>()
+        });
+        join_all(answers).await.into_iter().flatten().collect()
+    }
+
+    fn compare(&self, row: &EmbeddedRow, item: &Item, distance: &mut Distance) {
+        let (found, expected) = (row.vector.as_slice(), item.vector());
+        let text = item.excerpt();
+        if row.tokens != item.tokens {
+            distance.faults.push(format!("{text}: {} tokens, expected {}", row.tokens, item.tokens));
+        }
+        let was_cut = item.full_tokens > item.tokens;
+        let original = row.cut.and_then(|cut| cut.original_tokens);
+        // A text far beyond the limit is not counted to its end.
+        if row.cut.is_some() != was_cut || original.is_some_and(|tokens| tokens != item.full_tokens) {
+            distance.faults.push(format!("{text}: cut {:?}, expected from {}", row.cut, item.full_tokens));
+        }
+        if found.len() != expected.len() {
+            distance.faults.push(format!("{text}: {} values, expected {}", found.len(), expected.len()));
+            return;
+        }
         let scale = expected.iter().fold(1.0_f32, |scale, x| scale.max(x.abs()));
         let error = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / scale;
-        assert!(error <= self.tolerance, "{:?} differs by {error:e}", item.text);
+        let cosine = cosine(found, &expected);
+        if error > self.tolerance || cosine < 0.999_999 {
+            distance.faults.push(format!("{text}: differs by {error:e}, cosine {cosine}"));
+        }
         distance.max_error = distance.max_error.max(error);
-        distance.min_cosine = distance.min_cosine.min(cosine(found, &expected));
+        distance.min_cosine = distance.min_cosine.min(cosine);
+    }
+}
+
+/// One request: what the items have in common, and their texts.
+async fn request(served: &Served, options: &Options, items: &[&Item]) -> Result<Vec<EmbeddedRow>, EngineError> {
+    let texts: Vec<String> = items.iter().map(|item| item.text.whole()).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let raw = RawRequest {
+        truncate: Some(TruncateField::Flag(true)),
+        prompt: options.prompt.clone(),
+        prompt_name: options.prompt_name.clone(),
+        dimensions: options.dimensions,
+        ..RawRequest::default()
+    };
+    Ok(embed_raw(served, &texts, raw).await?.rows)
+}
+
+impl Text {
+    fn whole(&self) -> String {
+        match self {
+            Self::Whole(text) => text.clone(),
+            Self::Repeated { repeat, times } => repeat.repeat(*times),
+        }
     }
 }
 
@@ -92,6 +192,13 @@ impl Item {
     pub fn vector(&self) -> Vec<f32> {
         let bytes = STANDARD.decode(&self.vector).unwrap();
         bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+    }
+
+    /// Enough of the item to find it.
+    fn excerpt(&self) -> String {
+        let text: String = self.text.whole().chars().take(40).collect();
+        let Options { prompt, prompt_name, dimensions } = &self.options;
+        format!("{text:?} ({} tokens, {prompt:?}, {prompt_name:?}, {dimensions:?})", self.tokens)
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod answer;
 pub mod app;
+pub mod bundles;
 pub mod device;
 pub mod evil;
 pub mod fake_hub;

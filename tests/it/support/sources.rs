@@ -87,6 +87,8 @@ impl Machine {
             offline: false,
             stall_timeout: Duration::from_secs(5),
             file_timeout: Duration::from_secs(30),
+            parallel_files: 4,
+            conversion_revision: true,
             attempts: 3,
             backoff: Duration::from_millis(5),
             progress_bars: false,
