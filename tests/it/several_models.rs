@@ -70,6 +70,39 @@ fn distance(found: &[f32], item: &Item) -> f32 {
     found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / scale
 }
 
+// One process, three architectures, chosen by the `model` field under the names that clients know.
+#[tokio::test]
+async fn three_families_are_served_under_their_own_names() {
+    let models = [
+        ("BAAI/bge-base-en-v1.5", "bert-cls-normalize"),
+        ("BAAI/bge-m3", "xlm-roberta-mean-128"),
+        ("sentence-transformers/all-mpnet-base-v2", "mpnet-mean-normalize"),
+    ];
+    let machine = tempfile::tempdir().unwrap();
+    let catalog = machine.path().join("models.toml");
+    let entry = |(id, tiny): (&str, &str)| {
+        let path = folder().join("models").join(tiny);
+        format!("[[model]]\nid = {id:?}\nsource = [{{ kind = \"directory\", path = {path:?} }}]\n")
+    };
+    std::fs::write(&catalog, models.map(entry).concat()).unwrap();
+    let choices = models.into_iter().flat_map(|(id, _)| ["--model".to_owned(), id.to_owned()]);
+    let flags = ["--catalog".to_owned(), catalog.display().to_string()];
+    let process = Process::started(choices.chain(flags), |_| ()).await;
+    process.running.ready().await.unwrap();
+    for (id, tiny) in models {
+        let golden = Golden::read(tiny);
+        let short = id.split('/').next_back().unwrap();
+        for item in golden.items.iter().filter(|item| !item.text().is_empty()).take(4) {
+            for name in [id, short] {
+                let answer = process.embed(name, &item.text()).await;
+                assert_eq!(answer.json()["model"], name);
+                assert!(distance(&answer.vectors()[0], item) <= golden.tolerance, "{name}: {:?}", item.text());
+            }
+        }
+    }
+    process.stop().await;
+}
+
 // The proof that the issue asks for: more busy models than places, every answer there and right.
 #[tokio::test(flavor = "multi_thread")]
 async fn five_models_in_two_places_answer_everything_under_mixed_load() {

@@ -36,11 +36,14 @@ impl Process {
     /// Serves the models in `folders`, each under its folder's name.
     pub async fn start(folders: &[&Path], flags: &[&str], change: impl FnOnce(&mut Config)) -> Self {
         log::install();
-        let mut arguments = vec!["embedserve".to_owned()];
-        for folder in folders {
-            arguments.extend(["--model".to_owned(), format!("dir:{}", folder.display())]);
-        }
-        arguments.extend(flags.iter().map(|flag| (*flag).to_owned()));
+        let choices = folders.iter().map(|folder| format!("dir:{}", folder.display()));
+        let choices = choices.flat_map(|choice| ["--model".to_owned(), choice]);
+        Self::started(choices.chain(flags.iter().map(|flag| (*flag).to_owned())), change).await
+    }
+
+    /// Serves what a command line asks for.
+    pub async fn started(arguments: impl IntoIterator<Item = String>, change: impl FnOnce(&mut Config)) -> Self {
+        let arguments = std::iter::once("embedserve".to_owned()).chain(arguments);
         let home = ("HOME".to_owned(), "/nonexistent-home".to_owned());
         let mut config = Config::resolve(&Cli::parse_from(arguments).serve, &Environment::new([home])).unwrap();
         change(&mut config);
