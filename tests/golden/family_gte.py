@@ -1,7 +1,8 @@
 """GTE's own encoder: BERT with rotary positions and a gated feed-forward without a bias in the gate.
 
 transformers reads it as "gte"; the older repositories call it "new" and name remote code, so for such a folder the
-oracle reads the same file beside a configuration that says "gte".
+oracle reads the same file beside a configuration that says "gte". Slowed-down rotations ("ntk") exist in the remote code
+only: there the oracle's frequencies are replaced by the formula, https://kexue.fm/archives/9706.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class Gte(Family):
     base: float = 160_000.0
     # As gte-base-en-v1.5: WordPiece, no token types, "new"; otherwise as snowflake-arctic-embed-m-v2.0.
     new: bool = False
+    # Of "ntk" rotations; 1 = as they are.
+    factor: float = 1.0
 
     def tokenizer(self) -> Tokenizer:
         if self.new:
@@ -86,7 +89,7 @@ class Gte(Family):
             "logn_attention_scale": False,
             "pack_qkv": True,
             "position_embedding_type": "rope",
-            "rope_scaling": None,
+            "rope_scaling": {"factor": self.factor, "type": "ntk"} if self.factor > 1 else None,
             "rope_theta": self.base,
             "unpad_inputs": False,
             "use_memory_efficient_attention": False,
@@ -110,12 +113,27 @@ class Gte(Family):
             shutil.copytree(folder, copy)
             described = json.loads((folder / "config.json").read_text())
             described.pop("auto_map")
+            described["rope_scaling"] = None
             write_json(copy / "config.json", described | {"architectures": ["GteModel"], "model_type": "gte"})
-            return super().load(copy)
+            model = super().load(copy)
+        if self.factor > 1:
+            encoder(model).rotary_emb.inv_freq = self.frequencies()
+        return model
+
+    def frequencies(self) -> torch.Tensor:
+        size = self.hidden // self.heads
+        exponents = torch.arange(0, size, 2).float() / size
+        return 1.0 / ((self.base * self.factor) ** exponents) / self.factor ** (2 / size)
 
     def mistakes(self) -> dict[str, Mistake]:
         blocks = lambda model: [layer.mlp for layer in encoder(model).layers]
-        return {
+        plain = 1.0 / (self.base ** (torch.arange(0, self.hidden // self.heads, 2).float() * self.heads / self.hidden))
+        slowed = {
+            "rotations as fast as before": lambda model: mistakes.tensor(
+                encoder(model).rotary_emb.inv_freq, lambda right: plain.to(right.dtype)
+            )
+        }
+        return (slowed if self.factor > 1 else {}) | {
             "the other GELU": lambda model: mistakes.attribute(
                 blocks(model), "act_fn", torch.nn.GELU(approximate="tanh")
             ),
@@ -137,6 +155,17 @@ FAMILIES = [
         max_tokens=256,
         base=5e5,
         new=True,
+    ),
+    Gte(
+        "gte-new-ntk",
+        1904,
+        layout="classic",
+        pooling="cls",
+        positions=8192,
+        max_tokens=256,
+        base=2e4,
+        new=True,
+        factor=8.0,
     ),
     Gte("gte-classic-config", 1902, layout="classic", pooling="cls", positions=128, base=20_000.0),
     Gte("gte-current-config", 1903, positions=128, heads=2),

@@ -77,7 +77,7 @@ async fn five_models_in_two_places_answer_everything_under_mixed_load() {
         ["bert-cls-normalize", "bert-dense", "mpnet-mean-normalize", "distilbert-mean-normalize", "t5-gated-gelu"];
     let paths: Vec<PathBuf> = models.iter().map(|name| folder().join("models").join(name)).collect();
     let paths: Vec<&Path> = paths.iter().map(PathBuf::as_path).collect();
-    let flags = ["--max-loaded-models", "2", "--idle-unload", "20ms"];
+    let flags = ["--max-loaded-models", "2", "--idle-unload", "20ms", "--allow-empty-input"];
     let process = Process::ready(&paths, &flags, |config| config.residency.turn = Duration::from_millis(10)).await;
     let goldens: Arc<Vec<Golden>> = Arc::new(models.iter().map(|name| Golden::read(name)).collect());
     let tasks: Vec<_> = (0..12_u64)
@@ -89,9 +89,13 @@ async fn five_models_in_two_places_answer_everything_under_mixed_load() {
                     let model = random.below(models.len());
                     let golden = &goldens[model];
                     let item = &golden.items[random.below(golden.items.len())];
-                    let answer = client.embed(models[model], &item.text).await;
+                    let text = item.text();
+                    if text.is_empty() {
+                        continue;
+                    }
+                    let answer = client.embed(models[model], &text).await;
                     let error = distance(&answer.vectors()[0], item);
-                    assert!(error <= golden.tolerance, "{}: {:?} differs by {error:e}", models[model], item.text);
+                    assert!(error <= golden.tolerance, "{}: {text:?} differs by {error:e}", models[model]);
                 }
             })
         })

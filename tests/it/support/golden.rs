@@ -189,6 +189,10 @@ impl Text {
 }
 
 impl Item {
+    pub fn text(&self) -> String {
+        self.text.whole()
+    }
+
     pub fn vector(&self) -> Vec<f32> {
         let bytes = STANDARD.decode(&self.vector).unwrap();
         bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
@@ -196,7 +200,7 @@ impl Item {
 
     /// Enough of the item to find it.
     fn excerpt(&self) -> String {
-        let text: String = self.text.whole().chars().take(40).collect();
+        let text: String = self.text().chars().take(40).collect();
         let Options { prompt, prompt_name, dimensions } = &self.options;
         format!("{text:?} ({} tokens, {prompt:?}, {prompt_name:?}, {dimensions:?})", self.tokens)
     }
