@@ -19,6 +19,16 @@ use crate::pool::PoolingMode;
 use prompts::OwnPrompts;
 pub use steps::{DenseModule, LayerNormModule, StepModule};
 
+/// Settings of the encoder: older exports name them after its architecture. sentence-transformers takes the first.
+const ENCODER_SETTINGS: [&str; 7] = [
+    "sentence_bert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_distilbert_config.json",
+    "sentence_camembert_config.json",
+    "sentence_albert_config.json",
+    "sentence_xlm-roberta_config.json",
+    "sentence_xlnet_config.json",
+];
 /// Configuration files are small; a larger one is not a configuration.
 const MAX_CONFIG_BYTES: u64 = 4 * 1024 * 1024;
 
@@ -149,10 +159,14 @@ impl Modules {
     }
 
     fn read_limits(&mut self, folder: &Path) -> Result<(), ModulesError> {
-        let path = folder.join("sentence_bert_config.json");
-        if let Some(config) = read_json(&path)? {
+        for name in ENCODER_SETTINGS {
+            let path = folder.join(name);
+            // An empty one counts as none.
+            let config = read_json(&path)?.filter(|config| config.as_object().is_none_or(|keys| !keys.is_empty()));
+            let Some(config) = config else { continue };
             self.lower_case = config.get("do_lower_case").and_then(Value::as_bool).unwrap_or(false);
             self.max_tokens = positive(&path, &config, "max_seq_length")?;
+            break;
         }
         if self.max_tokens.is_none() {
             let path = folder.join("tokenizer_config.json");

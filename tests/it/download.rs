@@ -1,10 +1,11 @@
-//! The Hub as a source while the network misbehaves: D-02, D-04, D-07 to D-09, D-11.
+//! The Hub as a source while the network misbehaves: D-02, D-04, D-05, D-07 to D-09, D-11.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use embedserve::catalog::ModelSpec;
 use embedserve::observe::progress::LoadProgress;
 use embedserve::observe::secret::Secret;
 use embedserve::source::{self, Cause, SourceError};
@@ -280,6 +281,38 @@ fn sizes_are_capped_before_and_during_a_transfer() {
     assert!(matches!(cause, Cause::Size { .. } | Cause::Hash { .. }), "{cause}");
     let largest = machine.files().iter().map(|file| file.metadata().unwrap().len()).max().unwrap();
     assert!(largest <= 1_000_000, "{largest}");
+}
+
+// D-07
+#[test]
+fn what_a_redirect_leads_to_cannot_send_more_than_the_hub_announced() {
+    for script in [Script::Endless, Script::Length(10_000_000_000_000), Script::Whole] {
+        let (hub, machine) = hub();
+        let mut larger = repository();
+        larger.insert("model.safetensors".to_owned(), vec![7; 900_000]);
+        let cdn = FakeHub::start(larger);
+        let there = format!("{}/x/resolve/{COMMIT}/model.safetensors", cdn.endpoint());
+        hub.always(WEIGHTS, Script::Redirect(there.clone()));
+        hub.always("HEAD model.safetensors", Script::Redirect(there));
+        cdn.always(WEIGHTS, script.clone());
+        let why = cause(&hub_model(), &machine.config);
+        assert!(matches!(why, Cause::Size { .. } | Cause::Protocol { .. }), "{script:?}: {why}");
+        let largest = machine.files().iter().map(|file| file.metadata().unwrap().len()).max().unwrap();
+        assert!(largest <= 200_000, "{script:?}: {largest}");
+        assert!(!machine.blob(&etag("model.safetensors", &repository()["model.safetensors"])).exists());
+    }
+}
+
+// D-05
+#[test]
+fn a_file_for_which_there_is_no_room_is_not_begun() {
+    let (hub, machine) = hub();
+    hub.always("HEAD model.safetensors", Script::Length(1 << 60));
+    let spec = ModelSpec { max_file_bytes: u64::MAX, ..hub_model() };
+    let why = cause(&spec, &machine.config);
+    let Cause::Space { path, needed, free } = &why else { panic!("{why}") };
+    assert!(path.starts_with(machine.folder.path()) && *needed == 1 << 60 && *free < *needed, "{why}");
+    assert!(hub.asked_for(WEIGHTS).is_empty());
 }
 
 // D-08

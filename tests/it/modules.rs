@@ -199,3 +199,23 @@ async fn what_is_not_written_means_what_sentence_transformers_takes() {
     chain.put("Dense/config.json", &json!({"in_features": WIDTH, "out_features": 5}));
     assert_eq!(chain.vector().await, expected);
 }
+
+// Older exports; an empty file counts as none, and the first name wins.
+#[test]
+fn settings_of_the_encoder_are_read_under_every_name_that_sentence_transformers_knows() {
+    use embedserve::load::modules::Modules;
+
+    let folder = TinyModel::default().write();
+    let limit = || Modules::read(folder.path(), None, None).unwrap().max_tokens;
+    assert_eq!(limit(), Some(64));
+    write(folder.path(), "sentence_bert_config.json", b"{}");
+    assert_eq!(limit(), None);
+    let others = ["xlnet", "xlm-roberta", "albert", "camembert", "distilbert", "roberta"];
+    for (shorter, name) in others.into_iter().enumerate() {
+        let tokens = 60 - shorter;
+        let text = json!({"max_seq_length": tokens, "do_lower_case": true}).to_string();
+        write(folder.path(), &format!("sentence_{name}_config.json"), text.as_bytes());
+        let modules = Modules::read(folder.path(), None, None).unwrap();
+        assert_eq!((modules.max_tokens, modules.lower_case), (Some(tokens), true), "{name}");
+    }
+}

@@ -24,10 +24,13 @@ fn a_tiny_model_goes_through_a_bundle_and_is_served_offline() {
     let here = tempfile::tempdir().unwrap();
     let bundle = here.path().join("tiny.bundle");
     let output = bundle.to_str().unwrap();
-    let finished = run(&mut command(here.path(), &["bundle", "export", "o/n", "--output", output], Some(&hub)));
+    // Into the current folder, by a bare name.
+    let mut export = command(here.path(), &["bundle", "export", "o/n", "--output", "tiny.bundle"], Some(&hub));
+    let finished = run(export.current_dir(here.path()));
     assert_eq!(finished.code, Some(0), "{}", finished.stderr);
     let sum = hex(&std::fs::read(&bundle).unwrap());
-    assert_eq!(finished.stdout, format!("{sum}  {output}\n"));
+    assert_eq!(finished.stdout, format!("{sum}  tiny.bundle\n"));
+    assert_eq!(std::fs::read_to_string(here.path().join("tiny.bundle.sha256")).unwrap(), finished.stdout);
 
     let there = tempfile::tempdir().unwrap();
     let import = |more: &[&str]| run(&mut command(there.path(), &[&["bundle", "import", output], more].concat(), None));
@@ -35,6 +38,8 @@ fn a_tiny_model_goes_through_a_bundle_and_is_served_offline() {
     assert_eq!(finished.code, Some(1));
     assert!(finished.stderr.contains(&sum), "{}", finished.stderr);
     assert_eq!(import(&["--sha256", "x"]).code, Some(64));
+    let finished = run(&mut command(there.path(), &["bundle", "import", "/no/such/bundle"], None));
+    assert_eq!(finished.stderr.matches("No such file").count(), 1, "{}", finished.stderr);
     for _ in 0..2 {
         let finished = import(&["--sha256", &sum]);
         assert_eq!(finished.code, Some(0), "{}", finished.stderr);

@@ -4,8 +4,6 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
 
-use anyhow::Context;
-
 use super::pull::chosen;
 use crate::catalog::id::Sha256;
 use crate::cli::{ExportArgs, ImportArgs};
@@ -18,7 +16,7 @@ pub(in crate::app) fn export(args: &ExportArgs, environment: &Environment) -> an
     let sources = config::source(&args.source, environment)?;
     let specs = chosen(&args.models, args.revision.as_deref(), &catalogue)?;
     let written = bundle::export(&specs, &args.output, &sources, &AtomicBool::new(false))
-        .with_context(|| format!("cannot write {}", args.output.display()))?;
+        .map_err(|error| anyhow::anyhow!("cannot write {}: {error}", args.output.display()))?;
     tracing::info!(models = written.models.len(), bytes = written.bytes, "bundle is complete");
     writeln!(std::io::stdout(), "{}  {}", written.sha256, args.output.display())?;
     Ok(ExitCode::SUCCESS)
@@ -41,7 +39,9 @@ pub(in crate::app) fn import(args: &ImportArgs, environment: &Environment) -> an
         config: &sources,
         stop: &AtomicBool::new(false),
     };
-    let read = bundle::import(import).with_context(|| format!("cannot import {}", args.bundle.display()))?;
+    // The messages hold their causes already.
+    let read =
+        bundle::import(import).map_err(|error| anyhow::anyhow!("cannot import {}: {error}", args.bundle.display()))?;
     tracing::info!(sha256 = read.sha256, bytes = read.bytes, models = read.models.len(), "bundle is imported");
     for model in &read.models {
         writeln!(std::io::stdout(), "{}  {}", model.id, model.path.display())?;

@@ -17,7 +17,6 @@ use crate::source::cache::{Folder, beside, create, ensure_file_size, ensure_spac
 use crate::source::error::Cause;
 use crate::source::hash::{hex, sha256_file};
 use crate::source::layout;
-use crate::source::meter::Meter;
 use crate::source::repository::{HubModel, Repository};
 use crate::source::wheel::WheelModel;
 use crate::source::{self, ModelFolder};
@@ -50,6 +49,8 @@ pub fn export(
     let manifest = Manifest { format: FORMAT, made_by, models: entries };
     // What import would refuse is not written.
     manifest.check()?;
+    // A bare name has no parent folder to flush.
+    let output = &std::path::absolute(output).map_err(Cause::io("find", output))?;
     let part = beside(output, "incomplete");
     let written = write(&manifest, &members, &part, stop);
     let (sha256, bytes) = match written {
@@ -145,24 +146,18 @@ fn write(
     }
     let total: u64 = members.iter().map(|member| member.file.size).sum();
     let file = create(part)?;
-    let folder = part.parent().filter(|parent| !parent.as_os_str().is_empty());
-    ensure_space(folder.unwrap_or(Path::new(".")), total)?;
+    ensure_space(part.parent().unwrap_or(part), total)?;
     ensure_file_size(part, total)?;
     let mut out = Hashed::new(file);
     let size = text.len() as u64;
     let header = tar::header(manifest::NAME, size).ok_or_else(|| BundleError::refused(manifest::NAME, TOO_LONG))?;
     out.write_all(&header).and_then(|()| out.write_all(&text)).map_err(io())?;
     tar::write_padding(&mut out, size).map_err(io())?;
-    let progress = LoadProgress::default();
-    let mut meter = Meter::start(&progress, &part.display().to_string(), total, None);
-    let mut done = 0;
+    tracing::info!(file = %part.display(), bytes = total, "writing a bundle");
     for member in members {
         member.copy(&mut out, part, stop)?;
-        done += member.file.size;
-        meter.at(done);
     }
     out.write_all(&tar::END).map_err(io())?;
-    drop(meter);
     Ok(out.finish())
 }
 
