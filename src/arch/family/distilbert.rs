@@ -6,7 +6,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Family, bert, read};
+use super::{Family, activation, bert, read};
 use crate::arch::ArchError;
 use crate::arch::names::TensorNames;
 use crate::arch::spec::{EncoderSpec, FirstPosition};
@@ -53,6 +53,7 @@ fn gelu() -> String {
 
 fn spec(config: &Value) -> Result<EncoderSpec, ArchError> {
     let config: DistilBertConfig = read(config)?;
+    activation("activation", &config.activation)?;
     let config = bert::BertConfig {
         hidden_size: config.dim,
         num_hidden_layers: config.n_layers,

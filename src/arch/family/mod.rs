@@ -92,3 +92,6 @@ fn rotary(field: &'static str, base: f64) -> Result<RotarySpec, ArchError> {
     }
     Err(ArchError::Impossible { field, value: base.to_string(), reason: "expected a number above 1" })
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,120 @@
+//! N-08: whatever a configuration asks for and the skeleton does not have is refused, naming field and value.
+
+use serde_json::{Value, json};
+
+use super::find;
+use crate::arch::spec::{DistanceBiasSpec, EncoderSpec, FirstPosition};
+use crate::arch::{ArchError, refuse_remote_code};
+
+fn bert() -> Value {
+    json!({"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+           "intermediate_size": 64, "vocab_size": 100, "max_position_embeddings": 64})
+}
+
+/// The smallest configuration of each family.
+fn plain(model_type: &str) -> Value {
+    let mut config = match model_type {
+        "distilbert" => json!({"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "vocab_size": 100,
+                               "max_position_embeddings": 64}),
+        "t5" => json!({"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 4, "vocab_size": 100}),
+        "jina" => {
+            return with(bert(), &json!({"position_embedding_type": "alibi", "feed_forward_type": "geglu"}));
+        }
+        _ => bert(),
+    };
+    config["model_type"] = json!(model_type);
+    config
+}
+
+fn with(mut config: Value, changes: &Value) -> Value {
+    for (field, value) in changes.as_object().unwrap() {
+        config[field] = value.clone();
+    }
+    config
+}
+
+fn spec(config: &Value) -> Result<EncoderSpec, ArchError> {
+    let family = find(config["model_type"].as_str().unwrap(), config).expect("a family");
+    refuse_remote_code(config, family.remote_class)?;
+    (family.spec)(config)
+}
+
+#[test]
+fn every_unimplemented_option_is_refused_by_name_and_value() {
+    let cases = [
+        ("bert", json!({"hidden_act": "mish"}), "hidden_act = mish"),
+        ("bert", json!({"position_embedding_type": "relative_key"}), "position_embedding_type = relative_key"),
+        ("bert", json!({"is_decoder": true}), "is_decoder = true"),
+        ("bert", json!({"add_cross_attention": true}), "add_cross_attention = true"),
+        ("bert", json!({"auto_map": {"AutoModel": "modeling.NomicBertModel"}}), "auto_map = "),
+        ("roberta", json!({"hidden_act": "gelu_fast"}), "hidden_act = gelu_fast"),
+        ("xlm-roberta", json!({"position_embedding_type": "relative_key_query"}), "position_embedding_type = "),
+        ("camembert", json!({"is_decoder": true}), "is_decoder = true"),
+        ("mpnet", json!({"relative_attention_num_buckets": 64}), "relative_attention_num_buckets = 64"),
+        ("distilbert", json!({"activation": "gelu_fast"}), "json: activation = gelu_fast"),
+        ("t5", json!({"feed_forward_proj": "gated-mish"}), "feed_forward_proj = mish"),
+        ("t5", json!({"feed_forward_proj": "twice-gelu"}), "feed_forward_proj = twice-gelu"),
+        ("t5", json!({"is_decoder": true}), "is_decoder = true"),
+        ("modernbert", json!({"norm_bias": true}), "norm_bias = true"),
+        ("modernbert", json!({"hidden_activation": "mish"}), "hidden_activation = mish"),
+        ("modernbert", json!({"rope_scaling": {"type": "yarn"}}), "rope_scaling = "),
+        ("modernbert", json!({"layer_types": ["full_attention", "chunked_attention"]}), "layer_types = chunked"),
+        ("modernbert", json!({"layer_types": ["full_attention"]}), "layer_types = 1"),
+        ("modernbert", json!({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}), "rope_type = yarn"),
+        ("modernbert", json!({"global_rope_theta": -1.0}), "rope_theta = -1"),
+        ("nomic_bert", json!({"prenorm": true}), "prenorm = true"),
+        ("nomic_bert", json!({"rotary_emb_interleaved": true}), "rotary_emb_interleaved = true"),
+        ("nomic_bert", json!({"rotary_emb_fraction": 0.5}), "rotary_emb_fraction = 0.5"),
+        ("nomic_bert", json!({"rotary_scaling_factor": 2.0}), "rotary_scaling_factor = 2"),
+        ("nomic_bert", json!({"num_experts": 8}), "num_experts = 8"),
+        ("nomic_bert", json!({"activation_function": "geglu"}), "activation_function = geglu"),
+        ("nomic_bert", json!({"auto_map": {"AutoModel": "modeling.OtherModel"}}), "auto_map = "),
+        ("gte", json!({"logn_attention_scale": true}), "logn_attention_scale = true"),
+        ("gte", json!({"layer_norm_type": "rms_norm"}), "layer_norm_type = rms_norm"),
+        ("new", json!({"position_embedding_type": "absolute"}), "position_embedding_type = absolute"),
+        ("new", json!({"rope_scaling": {"type": "linear", "factor": 2.0}}), "rope_scaling.type = linear"),
+        ("new", json!({"rope_scaling": {"type": "ntk", "factor": 2.0, "mixed_b": 0.5}}), "mixed_b = 0.5"),
+        ("new", json!({"rope_scaling": {"type": "ntk", "factor": 0.0}}), "rope_scaling.factor = 0"),
+        ("jina", json!({"feed_forward_type": "swiglu"}), "feed_forward_type = swiglu"),
+    ];
+    for (model_type, change, expected) in cases {
+        let config = plain(model_type);
+        assert!(spec(&config).is_ok(), "{model_type}");
+        let error = spec(&with(config, &change)).expect_err(expected).to_string();
+        assert!(error.contains(expected), "{model_type} {change}: {error}");
+    }
+    assert!(find("deberta-v2", &json!({})).is_none());
+}
+
+#[test]
+fn a_missing_field_is_named() {
+    for (model_type, field) in [("bert", "vocab_size"), ("distilbert", "dim"), ("t5", "d_kv"), ("gte", "hidden_size")] {
+        let mut config = plain(model_type);
+        config.as_object_mut().unwrap().remove(field);
+        let error = spec(&config).unwrap_err().to_string();
+        assert!(error.contains(field), "{error}");
+    }
+}
+
+#[test]
+fn positions_and_limits_follow_the_family() {
+    let limit = |model_type: &str| spec(&plain(model_type)).unwrap().max_tokens;
+    assert_eq!((limit("bert"), limit("distilbert"), limit("modernbert")), (64, 64, 64));
+    // The first two rows are the padding's and the one before the first token's.
+    assert_eq!((limit("roberta"), limit("xlm-roberta"), limit("mpnet")), (62, 62, 62));
+    let roberta = spec(&plain("roberta")).unwrap();
+    let after_padding = FirstPosition::AfterPadding { padding_id: 1 };
+    assert_eq!(roberta.position_table.map(|table| table.first), Some(after_padding));
+    let t5 = spec(&plain("t5")).unwrap();
+    assert_eq!((t5.usual_tokens, t5.inner_size(), t5.hidden_size), (512, 64, 32));
+    assert_eq!(t5.distance_bias, Some(DistanceBiasSpec::Buckets { count: 32, max_distance: 128 }));
+    // U-08: fewer positions than the first token's row leave no token at all, which `load` refuses.
+    assert_eq!(spec(&with(plain("roberta"), &json!({"max_position_embeddings": 1}))).unwrap().max_tokens, 0);
+}
+
+#[test]
+fn the_classes_that_a_family_implements_need_no_code() {
+    let map = json!({"auto_map": {"AutoConfig": "nomic-ai/nomic-bert-2048--configuration_hf_nomic_bert.NomicBertConfig",
+                                  "AutoModel": "nomic-ai/nomic-bert-2048--modeling_hf_nomic_bert.NomicBertModel"}});
+    assert!(spec(&with(plain("nomic_bert"), &map)).is_ok());
+}
