@@ -8,7 +8,9 @@
 
 mod commands;
 mod loading;
+mod memory;
 mod serve;
+mod watch;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -17,7 +19,11 @@ use crate::cli::{BundleCommand, Cli, Command, ModelsCommand};
 use crate::config::{self, Environment};
 use crate::observe::log;
 
-pub use serve::{Running, start};
+pub use serve::{End, Running, start};
+pub use watch::{Alarm, Watch};
+
+/// `EX_SOFTWARE` of sysexits: a device failed while serving, and only a new process helps.
+pub const DEVICE_FAILED: u8 = 70;
 
 /// Logs where a panic happened. What it said is left out: library messages may quote the text they choked on.
 fn log_panics() {
