@@ -2,6 +2,8 @@
 //!
 //! Start: logs, configuration, socket, engine (every model loading), server, then the models: one thread obtains their
 //! files, another loads them, one after the other. The socket answers from the first moment: live, not ready, 503 with progress.
+//! While it serves, a watchdog looks at every device thread; when one fails for good, the process ends with
+//! [`DEVICE_FAILED`].
 //! Stop: SIGTERM or SIGINT makes the server say that it is not ready; after the drain delay it accepts nothing more;
 //! what was accepted finishes within the grace period; then queues close and device threads end. A second signal
 //! ends the process at once.
