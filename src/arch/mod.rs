@@ -46,6 +46,9 @@ pub enum EncoderError {
     /// The device cannot hold the batch; a smaller one may pass.
     #[error("out of device memory")]
     OutOfMemory,
+    /// The device is unusable for the whole process from now on; nothing computed on it can be trusted.
+    #[error("the device is lost: {reason}")]
+    Lost { reason: String },
     /// Anything else.
     #[error("forward pass failed: {0}")]
     Compute(#[from] candle_core::Error),
