@@ -7,6 +7,7 @@
 //! ends the process at once.
 
 mod commands;
+mod keys;
 mod loading;
 mod serve;
 

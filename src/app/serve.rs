@@ -9,12 +9,14 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::net::TcpListener;
 
+use crate::app::keys::Hangups;
 use crate::app::loading::{self, Loading, StartOutcome};
 use crate::cli::ServeArgs;
 use crate::config::{self, Config, Environment, ResidencyConfig};
 use crate::engine::residency::Limits;
 use crate::engine::{Engine, Policy};
 use crate::http;
+use crate::http::auth::Keys;
 use crate::http::server::{self, ServeReport, ShutdownSignals, StopServing};
 use crate::load::{Shared, memory};
 use crate::observe::log;
@@ -71,11 +73,13 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
         .await
         .with_context(|| format!("cannot listen on {host}:{}", config.http.port))?;
     let running = start(config, listener)?;
+    let hangups = Hangups::new(&running)?;
     announce(&running);
     let mut signals = Signals::new()?;
     let signal = tokio::select! {
         signal = signals.next() => signal,
         failure = running.failed() => anyhow::bail!("{failure}"),
+        never = hangups.serve(&running) => match never {},
     };
     tracing::info!(signal, "draining");
     // Whoever presses Ctrl-C has no balancer that must notice first.
@@ -101,7 +105,8 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
 pub struct Running {
     pub address: SocketAddr,
     pub engine: Arc<Engine>,
-    config: Config,
+    pub(super) config: Config,
+    pub(super) keys: Arc<Keys>,
     stop_serving: StopServing,
     server: tokio::task::JoinHandle<ServeReport>,
     loading: Loading,
@@ -124,13 +129,14 @@ pub fn start(config: Config, listener: TcpListener) -> anyhow::Result<Running> {
     let engine = Arc::new(Engine::with(config.names.clone(), metrics, policy(config.residency)));
 
     let (stop_serving, signals) = ShutdownSignals::new(config.lifecycle.drain_grace);
-    let router = http::router(Arc::clone(&engine), &config.http, &config.requests);
+    let keys = Arc::new(Keys::new(&config.http.api_keys));
+    let router = http::router_with(Arc::clone(&engine), &config.http, &config.requests, Arc::clone(&keys));
     let (http, metrics) = (config.http.clone(), Arc::clone(&engine.metrics));
     #[expect(clippy::disallowed_methods, reason = "the one server task; `stop` waits for it")]
     let server = tokio::spawn(async move { server::serve(listener, router, &http, metrics, signals).await });
 
     let loading = loading::start(&engine, config.clone(), shared)?;
-    Ok(Running { address, engine, config, stop_serving, server, loading })
+    Ok(Running { address, engine, config, keys, stop_serving, server, loading })
 }
 
 const fn policy(config: ResidencyConfig) -> Policy {
