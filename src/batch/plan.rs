@@ -60,7 +60,7 @@ struct Lane<T> {
     flows: Vec<Queued<T>>,
     /// Tokens given to this lane so far; no less than the other lane had when this one was last empty.
     served: u64,
-    /// What the flow that was chosen last had been given: a flow that comes back starts from here.
+    /// What the flow that was chosen last had been given: a flow that comes back starts from here at least.
     now: u64,
     load: Load,
 }
@@ -211,6 +211,9 @@ impl<T: Planned> Backlog<T> {
 impl<T: Planned> Lane<T> {
     fn push(&mut self, flow: Flow, rows: VecDeque<T>) {
         if let Some(queued) = self.flows.iter_mut().find(|queued| queued.flow == flow) {
+            if queued.requests.is_empty() {
+                queued.served = queued.served.max(self.now);
+            }
             queued.requests.push_back(rows);
         } else {
             let requests = VecDeque::from([rows]);
@@ -254,14 +257,16 @@ impl<T: Planned> Lane<T> {
         }
     }
 
-    /// Ends a plan: what was set aside comes back to its place, and flows without rows are forgotten.
+    /// Ends a plan: what was set aside comes back to its place. A flow without rows is forgotten once the others have
+    /// been given as much: a caller that sends its next row whenever it has none waiting must not start anew each time.
     fn tidy(&mut self) {
         for queued in &mut self.flows {
             while let Some(request) = queued.aside.pop_back() {
                 queued.requests.push_front(request);
             }
         }
-        self.flows.retain(|queued| !queued.requests.is_empty());
+        let now = self.now;
+        self.flows.retain(|queued| !queued.requests.is_empty() || queued.served > now);
     }
 
     fn sweep(&mut self, unwanted: &mut Vec<T>) {

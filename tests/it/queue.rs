@@ -157,7 +157,7 @@ async fn a_single_row_overtakes_a_large_request() {
 async fn single_rows_overtake_several_requests_of_2048() {
     let batch = Budget { rows: usize::MAX, tokens: 64 };
     let (device, blocker) = busy(QueueLimits { rows: 10_000, tokens: 100_000, batch, ..limits() }).await;
-    let large: Vec<_> = (0..3).map(|_| device.submit(&[[100; 4].as_slice(); 2048]).unwrap()).collect();
+    let large: Vec<_> = (0..3).map(|_| device.submit(&vec![[100; 4].as_slice(); 2048]).unwrap()).collect();
     let singles: Vec<_> = (0..6).map(|id| device.submit(&[&[200 + id; 8]]).unwrap()).collect();
     let few = device.submit(&[&[300; 8], &[301; 8]]).unwrap();
     device.evil.release();
