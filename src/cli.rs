@@ -169,6 +169,9 @@ pub struct ServerArgs {
     /// File with one key per line (# starts a comment); repeatable
     #[arg(long, env = "EMBEDSERVE_API_KEY_FILE", value_delimiter = ',', value_name = "FILE")]
     pub api_key_file: Vec<PathBuf>,
+    /// TOML file of named keys with limits, models and a default role each (see README)
+    #[arg(long, env = "EMBEDSERVE_KEYS_FILE", value_name = "FILE")]
+    pub keys_file: Option<PathBuf>,
     /// Serve a non-loopback address without keys: anyone who reaches it can use it
     #[arg(long, visible_alias = "allow-unauthenticated", env = "EMBEDSERVE_INSECURE",
           value_parser = FalseyValueParser::new(), action = ArgAction::SetTrue)]

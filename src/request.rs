@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use thiserror::Error;
 
-pub use prompts::Prompts;
+pub use prompts::{Prompts, known_role};
 pub use row::{RowShape, TokenRow};
 
 use prompts::PromptFields;
@@ -166,7 +166,13 @@ pub struct EmbedRequest {
     pub prompt: String,
     /// When the answer stops being useful.
     pub deadline: Instant,
+    /// Who it takes turns as.
+    pub flow: Flow,
 }
+
+/// Callers that take turns with each other: requests of one flow share what that flow gets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Flow(pub u32);
 
 /// One text to embed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -322,7 +328,8 @@ impl EmbedRequest {
             suffix: raw.role_suffix,
         };
         let prompt = fields.resolve(limits)?;
-        Ok(Self { requested_model, inputs, single, dimensions, truncation, token_encoding, prompt, deadline })
+        let flow = Flow::default();
+        Ok(Self { requested_model, inputs, single, dimensions, truncation, token_encoding, prompt, deadline, flow })
     }
 }
 

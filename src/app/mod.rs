@@ -9,6 +9,7 @@
 //! ends the process at once.
 
 mod commands;
+mod keys;
 mod loading;
 mod memory;
 mod serve;

@@ -10,6 +10,7 @@ use anyhow::Context;
 use tokio::net::TcpListener;
 
 use crate::app::DEVICE_FAILED;
+use crate::app::keys::Hangups;
 use crate::app::loading::{self, Loading, StartOutcome};
 use crate::app::watch::{Alarm, Watch};
 use crate::cli::ServeArgs;
@@ -17,6 +18,7 @@ use crate::config::{self, Config, Environment, ResidencyConfig};
 use crate::engine::residency::Limits;
 use crate::engine::{Engine, Policy};
 use crate::http;
+use crate::http::auth::Keys;
 use crate::http::server::{self, ServeReport, ShutdownSignals, StopServing};
 use crate::load::{Shared, memory};
 use crate::observe::log;
@@ -76,6 +78,7 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
         .await
         .with_context(|| format!("cannot listen on {host}:{}", config.http.port))?;
     let running = start(config, listener)?;
+    let hangups = Hangups::new(&running)?;
     announce(&running);
     let mut signals = Signals::new()?;
     let signal = tokio::select! {
@@ -88,6 +91,7 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
                 return Ok(ExitCode::from(DEVICE_FAILED));
             }
         },
+        never = hangups.serve(&running) => match never {},
     };
     tracing::info!(signal, "draining");
     // Whoever presses Ctrl-C has no balancer that must notice first.
@@ -113,7 +117,8 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
 pub struct Running {
     pub address: SocketAddr,
     pub engine: Arc<Engine>,
-    config: Config,
+    pub(super) config: Config,
+    pub(super) keys: Arc<Keys>,
     stop_serving: StopServing,
     server: tokio::task::JoinHandle<ServeReport>,
     loading: Loading,
@@ -147,7 +152,8 @@ pub fn start(config: Config, listener: TcpListener) -> anyhow::Result<Running> {
     let engine = Arc::new(Engine::with(config.names.clone(), metrics, policy(config.residency)));
 
     let (stop_serving, signals) = ShutdownSignals::new(config.lifecycle.drain_grace);
-    let router = http::router(Arc::clone(&engine), &config.http, &config.requests);
+    let keys = Arc::new(Keys::new(&config.http.api_keys));
+    let router = http::router_with(Arc::clone(&engine), &config.http, &config.requests, Arc::clone(&keys));
     let (http, metrics) = (config.http.clone(), Arc::clone(&engine.metrics));
     #[expect(clippy::disallowed_methods, reason = "the one server task; `stop` waits for it")]
     let server = tokio::spawn(async move { server::serve(listener, router, &http, metrics, signals).await });
@@ -155,7 +161,7 @@ pub fn start(config: Config, listener: TcpListener) -> anyhow::Result<Running> {
     let alarm = Arc::new(Alarm::default());
     let watch = Watch::start(&engine, config.batch.device.stall_limit, &alarm)?;
     let loading = loading::start(&engine, config.clone(), shared, &alarm)?;
-    Ok(Running { address, engine, config, stop_serving, server, loading, watch, alarm })
+    Ok(Running { address, engine, config, keys, stop_serving, server, loading, watch, alarm })
 }
 
 const fn policy(config: ResidencyConfig) -> Policy {

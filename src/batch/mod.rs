@@ -16,7 +16,7 @@ use thiserror::Error;
 pub use job::{Answered, Job, JoinError, Row, RowFailure, Tickets};
 
 use crate::observe::metrics::{ModelMetrics, Refusal};
-use crate::request::{Dimensions, TokenRow};
+use crate::request::{Dimensions, Flow, TokenRow};
 use job::{Abandon, pair};
 use plan::{Backlog, Budget};
 
@@ -56,7 +56,7 @@ struct Shared {
     metrics: Arc<ModelMetrics>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     backlog: Backlog<Job>,
     /// Tickets were dropped since the last sweep.
@@ -84,7 +84,8 @@ impl Queue {
     pub fn new(limits: QueueLimits, metrics: Arc<ModelMetrics>) -> Self {
         metrics.queue_limits(limits.rows, limits.tokens);
         metrics.batch_limit(limits.batch.tokens);
-        let shared = Shared { state: Mutex::default(), arrived: Condvar::new(), limits, metrics };
+        let state = Mutex::new(State::new(limits.batch));
+        let shared = Shared { state, arrived: Condvar::new(), limits, metrics };
         Self { shared: Arc::new(shared) }
     }
 
@@ -92,11 +93,19 @@ impl Queue {
         self.shared.limits
     }
 
-    /// Accepts every row or none.
+    /// As [`Self::submit_for`], for nobody in particular.
     ///
     /// # Errors
     /// Full, closed, or more than could ever fit.
     pub fn submit(&self, rows: Vec<TokenRow>, dimensions: Dimensions) -> Result<Tickets, SubmitError> {
+        self.submit_for(Flow::default(), rows, dimensions)
+    }
+
+    /// Accepts every row or none. Flows share the batches by tokens.
+    ///
+    /// # Errors
+    /// Full, closed, or more than could ever fit.
+    pub fn submit_for(&self, flow: Flow, rows: Vec<TokenRow>, dimensions: Dimensions) -> Result<Tickets, SubmitError> {
         let limits = self.shared.limits;
         let (n_rows, n_tokens) = (rows.len(), rows.iter().map(|row| row.ids.len()).sum::<usize>());
         if n_rows > limits.rows || n_tokens > limits.tokens {
@@ -125,7 +134,7 @@ impl Queue {
             return Err(SubmitError::Full { retry_after });
         }
         let (jobs, tickets) = pair(rows, dimensions, Arc::clone(&self.shared.metrics), limits.timeout, abandon);
-        state.backlog.push(VecDeque::from(jobs));
+        state.backlog.push_for(flow, VecDeque::from(jobs));
         self.shared.report(&state);
         drop(state);
         self.shared.arrived.notify_one();
@@ -209,7 +218,7 @@ impl Shared {
     }
 
     fn report(&self, state: &State) {
-        self.metrics.queue_now(state.backlog.rows(), state.backlog.tokens());
+        self.metrics.queue_now(state.backlog.loads().map(|load| (load.rows, load.tokens)));
     }
 
     fn forget_abandoned(&self, state: &mut State) {
@@ -229,6 +238,17 @@ impl Shared {
 }
 
 impl State {
+    fn new(batch: Budget) -> Self {
+        Self {
+            backlog: Backlog::new(batch),
+            abandoned: false,
+            closed: false,
+            tokens_per_second: 0.0,
+            busy: false,
+            computing_since: None,
+        }
+    }
+
     /// Time until the backlog is expected to be done.
     fn expected_wait(&self) -> Duration {
         if self.tokens_per_second <= 0.0 {

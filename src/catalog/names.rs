@@ -113,6 +113,11 @@ impl Names {
             .or(self.accept_any.then_some(self.default_index))
     }
 
+    /// The model that answers to exactly this name; never the default one for lack of another.
+    pub fn known(&self, name: &str) -> Option<usize> {
+        self.index.get(&name.to_ascii_lowercase()).copied()
+    }
+
     /// A requested name without the role at its end, and that role. A name that is served as it stands has none. A role
     /// behind `-` counts only behind a served name, because unknown names end so too.
     pub fn split_role<'n>(&self, name: &'n str) -> (&'n str, Option<&'static str>) {

@@ -5,6 +5,7 @@
 
 mod downloads;
 mod environment;
+mod keys;
 mod resolve;
 
 use std::ffi::OsString;
@@ -15,6 +16,7 @@ use thiserror::Error;
 
 pub use downloads::source;
 pub use environment::{Environment, health_port, log};
+pub use keys::{ApiKey, KeyPolicy, KeyProof, KeySources};
 pub use resolve::{addresses, at_revision, batch, catalogue, is_loopback, requests};
 
 use crate::catalog::{CatalogError, Names, SourceSpec};
@@ -30,6 +32,8 @@ pub const DEFAULT_MODEL: &str = "sentence-transformers/all-MiniLM-L6-v2";
 pub struct Config {
     pub names: Names,
     pub http: HttpConfig,
+    /// Where the keys in `http` came from.
+    pub keys: KeySources,
     pub requests: RequestConfig,
     pub batch: BatchConfig,
     pub residency: ResidencyConfig,
@@ -68,13 +72,6 @@ pub struct HttpConfig {
     pub write_timeout: Duration,
     /// Whether `/metrics` needs no key.
     pub metrics_public: bool,
-}
-
-/// A key with the name that logs and metrics may show.
-#[derive(Debug, Clone)]
-pub struct ApiKey {
-    pub name: String,
-    pub key: Secret,
 }
 
 /// What one request may ask.
@@ -225,7 +222,7 @@ pub enum ConfigError {
     #[error("cannot read {path}: {reason}")]
     File { path: PathBuf, reason: String },
     #[error(
-        "{host} is reachable from other machines and no key is set; add --api-key or --api-key-file, or --insecure to \
+        "{host} is reachable from other machines and no key is set; add --api-key, --api-key-file or --keys-file, or --insecure to \
          serve anyone who reaches it"
     )]
     Exposed { host: String },

@@ -11,7 +11,7 @@ use crate::cli::{IsaArg, PoolingArg, RequestArgs, ResidencyArgs, ServeArgs, Serv
 use crate::config::environment::port;
 use crate::config::{
     ApiKey, BatchConfig, Config, ConfigError, DEFAULT_MODEL, DefaultPrompt, DeviceConfig, Environment, HttpConfig,
-    LifecycleConfig, RequestConfig, ResidencyConfig, source,
+    KeySources, LifecycleConfig, RequestConfig, ResidencyConfig, source,
 };
 use crate::kernel::Isa;
 use crate::observe::secret::Secret;
@@ -27,11 +27,13 @@ impl Config {
     pub fn resolve(args: &ServeArgs, environment: &Environment) -> Result<Self, ConfigError> {
         check_device(&args.models.device, &args.models.dtype)?;
         let names = names(args)?;
-        let http = http(&args.server, environment)?;
+        let keys = key_sources(&args.server);
+        let http = http(&args.server, environment, keys.read(&names)?)?;
         let (requests, batch) = (requests(args)?, batch(args)?);
         let residency = residency(&args.residency)?;
         let lifecycle = LifecycleConfig { drain_delay: args.server.drain_delay, drain_grace: args.server.drain_grace };
-        Ok(Self { names, http, requests, batch, residency, lifecycle, source: source(&args.source, environment)? })
+        let source = source(&args.source, environment)?;
+        Ok(Self { names, http, keys, requests, batch, residency, lifecycle, source })
     }
 }
 
@@ -229,8 +231,7 @@ fn residency(args: &ResidencyArgs) -> Result<ResidencyConfig, ConfigError> {
     })
 }
 
-fn http(args: &ServerArgs, environment: &Environment) -> Result<HttpConfig, ConfigError> {
-    let api_keys = api_keys(args)?;
+fn http(args: &ServerArgs, environment: &Environment, api_keys: Vec<ApiKey>) -> Result<HttpConfig, ConfigError> {
     let port = match args.port {
         Some(port) => port,
         None => port(environment)?.unwrap_or(8080),
@@ -289,26 +290,10 @@ pub const fn is_loopback(address: IpAddr) -> bool {
     address.is_loopback()
 }
 
-fn api_keys(args: &ServerArgs) -> Result<Vec<ApiKey>, ConfigError> {
-    let mut keys: Vec<String> = args.api_key.clone();
-    for path in &args.api_key_file {
-        let read = |error: std::io::Error| ConfigError::File { path: path.clone(), reason: error.to_string() };
-        let text = std::fs::read_to_string(path).map_err(read)?;
-        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-        let before = keys.len();
-        keys.extend(lines.map(str::to_owned));
-        if keys.len() == before {
-            // An empty file must not silently open the server.
-            return Err(ConfigError::File { path: path.clone(), reason: "it holds no key".to_owned() });
-        }
+fn key_sources(args: &ServerArgs) -> KeySources {
+    KeySources {
+        typed: args.api_key.iter().cloned().map(Secret::new).collect(),
+        plain_files: args.api_key_file.clone(),
+        keys_file: args.keys_file.clone(),
     }
-    let named = |(index, key): (usize, String)| {
-        let name = format!("key-{}", index + 1);
-        if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
-            let (value, reason) = (name, "a key is made of visible ASCII characters".to_owned());
-            return Err(ConfigError::Invalid { flag: "--api-key", value, reason });
-        }
-        Ok(ApiKey { name, key: Secret::new(key) })
-    };
-    keys.into_iter().enumerate().map(named).collect()
 }

@@ -233,8 +233,9 @@ impl Served {
     /// See [`EngineError`]. Dropping the future cancels the rows that have not started.
     pub async fn embed(&self, request: EmbedRequest) -> Result<Embedded, EngineError> {
         let (deadline, single, dimensions) = (request.deadline, request.single, request.dimensions);
+        let flow = request.flow;
         let encoded = self.tokenizer.encode(request).await?;
-        let tickets = self.queue.submit(encoded.rows, dimensions)?;
+        let tickets = self.queue.submit_for(flow, encoded.rows, dimensions)?;
         let answers = tickets.join(deadline).await?;
         let rows = answers.rows.into_iter().zip(encoded.cuts);
         let rows = rows.enumerate().map(|(index, (row, cut))| match row {

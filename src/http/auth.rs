@@ -1,42 +1,66 @@
 //! API keys: who may use the private routes. Decided from the headers alone, before the body is read.
 //!
 //! Keys are kept and compared as digests of one size, in constant time and without an early exit, so that neither
-//! their length nor their position can be measured.
+//! their length nor their position can be measured. The ring of keys can be replaced while requests are served: each
+//! request sees one ring, the old or the new.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use sha2::Digest as _;
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
-use crate::config::ApiKey;
+use crate::config::{ApiKey, KeyProof};
 use crate::http::HttpState;
 use crate::http::error::ApiError;
+use crate::http::keys::Key;
 use crate::observe::metrics::AuthFailure;
+use crate::request::Flow;
 
 /// The configured keys. Empty: everybody may pass, with any key or none.
 #[derive(Debug)]
-pub struct Keys(Vec<Digest>);
+pub struct Keys(RwLock<Arc<Ring>>);
+
+/// The key that a request brought; travels as an extension of the request.
+#[derive(Debug, Clone)]
+pub struct Caller(pub Arc<Key>);
 
 /// The configured name of the key that was used; travels as a response extension, for the log.
 #[derive(Debug, Clone)]
 pub struct KeyName(pub Arc<str>);
 
+/// The keys of one moment.
 #[derive(Debug)]
-struct Digest {
-    name: Arc<str>,
-    hash: [u8; 32],
+struct Ring {
+    entries: Vec<Entry>,
+    /// Flows given out so far; 0 is nobody's.
+    flows: u32,
+}
+
+#[derive(Debug)]
+struct Entry {
+    digest: Digest,
+    key: Arc<Key>,
+}
+
+#[derive(Debug)]
+enum Digest {
+    Blake3([u8; 32]),
+    Sha256([u8; 32]),
 }
 
 /// Lets a request pass if it brings a key.
-pub async fn require_key(State(state): State<Arc<HttpState>>, request: Request, next: Next) -> Response {
+pub async fn require_key(State(state): State<Arc<HttpState>>, mut request: Request, next: Next) -> Response {
     match state.keys.check(request.headers()) {
         Ok(None) => next.run(request).await,
-        Ok(Some(name)) => {
+        Ok(Some(key)) => {
+            let name = KeyName(Arc::clone(&key.name));
+            request.extensions_mut().insert(Caller(key));
             let mut response = next.run(request).await;
-            response.extensions_mut().insert(KeyName(name));
+            response.extensions_mut().insert(name);
             response
         }
         Err(error) => {
@@ -48,25 +72,29 @@ pub async fn require_key(State(state): State<Arc<HttpState>>, request: Request, 
     }
 }
 
+// === impl Keys ===
+
 impl Keys {
     pub fn new(keys: &[ApiKey]) -> Self {
-        let digest = |key: &ApiKey| Digest { name: key.name.as_str().into(), hash: hash(key.key.expose().as_bytes()) };
-        Self(keys.iter().map(digest).collect())
+        Self(RwLock::new(Arc::new(Ring { entries: Vec::new(), flows: 0 }.replaced(keys))))
     }
 
-    pub const fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    /// From now on these keys count and no others. A name that stays keeps what it has used.
+    pub fn replace(&self, keys: &[ApiKey]) {
+        let mut ring = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        *ring = Arc::new(ring.replaced(keys));
     }
 
-    /// The name of the key a request brings; `None` when no keys are configured.
-    fn check(&self, headers: &HeaderMap) -> Result<Option<Arc<str>>, ApiError> {
-        if self.is_empty() {
+    /// The key that a request brings; `None` when no keys are configured.
+    fn check(&self, headers: &HeaderMap) -> Result<Option<Arc<Key>>, ApiError> {
+        let ring = Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner));
+        if ring.entries.is_empty() {
             return Ok(None);
         }
         let presented = presented(headers);
         for key in &presented {
-            if let Some(digest) = self.find(key, |a, b| a.ct_eq(b)) {
-                return Ok(Some(Arc::clone(&digest.name)));
+            if let Some(key) = ring.find(key, |a, b| a.ct_eq(b)) {
+                return Ok(Some(Arc::clone(key)));
             }
         }
         match presented.first() {
@@ -74,20 +102,50 @@ impl Keys {
             Some(key) => Err(ApiError::WrongKey { shown: shown(key) }),
         }
     }
+}
+
+impl Ring {
+    /// The ring of these keys; keys of the same name are the same caller as before.
+    fn replaced(&self, keys: &[ApiKey]) -> Self {
+        let mut flows = self.flows;
+        let entry = |ApiKey { name, proof, policy }: &ApiKey| {
+            let known = self.entries.iter().find(|entry| *entry.key.name == **name);
+            let key = known.map_or_else(
+                || {
+                    flows = flows.wrapping_add(1);
+                    Key::new(name, policy.clone(), Flow(flows))
+                },
+                |entry| entry.key.with_policy(policy.clone()),
+            );
+            Entry { digest: Digest::of(proof), key: Arc::new(key) }
+        };
+        let entries = keys.iter().map(entry).collect();
+        Self { entries, flows }
+    }
 
     /// Compares with every key, whichever matches.
-    fn find(&self, key: &[u8], mut equal: impl FnMut(&[u8; 32], &[u8; 32]) -> Choice) -> Option<&Digest> {
-        let hash = hash(key);
+    fn find(&self, key: &[u8], mut equal: impl FnMut(&[u8; 32], &[u8; 32]) -> Choice) -> Option<&Arc<Key>> {
+        let (blake3, sha256): ([u8; 32], [u8; 32]) = (blake3::hash(key).into(), sha2::Sha256::digest(key).into());
         let mut found = u64::MAX;
-        for (index, digest) in (0_u64..).zip(&self.0) {
-            found = u64::conditional_select(&found, &index, equal(&digest.hash, &hash));
+        for (index, entry) in (0_u64..).zip(&self.entries) {
+            let same = match &entry.digest {
+                Digest::Blake3(digest) => equal(digest, &blake3),
+                Digest::Sha256(digest) => equal(digest, &sha256),
+            };
+            found = u64::conditional_select(&found, &index, same);
         }
-        self.0.get(usize::try_from(found).ok()?)
+        self.entries.get(usize::try_from(found).ok()?).map(|entry| &entry.key)
     }
 }
 
-fn hash(key: &[u8]) -> [u8; 32] {
-    blake3::hash(key).into()
+impl Digest {
+    fn of(proof: &KeyProof) -> Self {
+        match proof {
+            KeyProof::Key(key) => Self::Blake3(blake3::hash(key.expose().as_bytes()).into()),
+            KeyProof::Blake3(digest) => Self::Blake3(*digest),
+            KeyProof::Sha256(digest) => Self::Sha256(*digest),
+        }
+    }
 }
 
 /// The keys in the headers that may carry one. A header that occurs twice says nothing: two readers could see two
@@ -120,10 +178,11 @@ const BEARER: &[u8] = b"Bearer";
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::KeyPolicy;
     use crate::observe::secret::Secret;
 
     fn keys(keys: &[&str]) -> Keys {
-        let key = |key: &&str| ApiKey { name: format!("name of {key}"), key: Secret::new((*key).to_owned()) };
+        let key = |key: &&str| ApiKey::unlimited(format!("name of {key}"), Secret::new((*key).to_owned()));
         Keys::new(&keys.iter().map(key).collect::<Vec<_>>())
     }
 
@@ -135,26 +194,67 @@ mod tests {
         headers
     }
 
-    // every key is compared with, whichever one matches.
+    // every key is compared with, whichever one matches and however it is kept.
     #[test]
     fn no_comparison_is_skipped() {
-        let keys = keys(&["aaaa", "aaab", "bbbb"]);
-        for (tried, expected) in [("aaaa", Some("name of aaaa")), ("bbbb", Some("name of bbbb")), ("aaac", None)] {
+        let proofs = [
+            KeyProof::Key(Secret::new("aaaa".to_owned())),
+            KeyProof::Sha256(sha2::Sha256::digest(b"aaab").into()),
+            KeyProof::Blake3(blake3::hash(b"bbbb").into()),
+        ];
+        let key =
+            |(index, proof): (usize, KeyProof)| ApiKey { name: index.to_string(), proof, policy: KeyPolicy::default() };
+        let keys = Keys::new(&proofs.into_iter().enumerate().map(key).collect::<Vec<_>>());
+        let ring = Arc::clone(&keys.0.read().unwrap());
+        let expected = [("aaaa", Some("0")), ("aaab", Some("1")), ("bbbb", Some("2")), ("aaac", None), ("", None)];
+        for (tried, expected) in expected {
             let mut compared = 0;
-            let found = keys.find(tried.as_bytes(), |a, b| {
+            let found = ring.find(tried.as_bytes(), |a, b| {
                 compared += 1;
                 a.ct_eq(b)
             });
             assert_eq!(compared, 3);
-            assert_eq!(found.map(|digest| &*digest.name), expected);
+            assert_eq!(found.map(|key| &*key.name), expected);
         }
+    }
+
+    // no prefix of a key, however long, and no key with more behind it.
+    #[test]
+    fn a_shared_beginning_is_worth_nothing() {
+        let key = "sk-0123456789abcdef";
+        let keys = keys(&[key, "other"]);
+        let ring = Arc::clone(&keys.0.read().unwrap());
+        for length in 0..key.len() {
+            assert!(ring.find(&key.as_bytes()[..length], |a, b| a.ct_eq(b)).is_none(), "{length}");
+            let other = format!("{}{}", &key[..length], "X".repeat(key.len() - length));
+            assert!(ring.find(other.as_bytes(), |a, b| a.ct_eq(b)).is_none(), "{other}");
+        }
+        assert!(ring.find(format!("{key}0").as_bytes(), |a, b| a.ct_eq(b)).is_none());
+        assert!(ring.find(key.as_bytes(), |a, b| a.ct_eq(b)).is_some());
+    }
+
+    // the old key stops, the new one works, and a caller under the same name is the same caller.
+    #[test]
+    fn a_replaced_ring_keeps_its_callers() {
+        let named = |name: &str, key: &str| ApiKey::unlimited(name.to_owned(), Secret::new(key.to_owned()));
+        let keys = Keys::new(&[named("a", "old-a"), named("b", "old-b")]);
+        let flow = |keys: &Keys, key: &'static str| {
+            keys.check(&headers(&[("api-key", key)])).ok().flatten().map(|key| key.flow)
+        };
+        let (a, b) = (flow(&keys, "old-a"), flow(&keys, "old-b"));
+        assert!(a.is_some() && b.is_some() && a != b);
+        keys.replace(&[named("c", "new-c"), named("a", "new-a")]);
+        assert_eq!((flow(&keys, "old-a"), flow(&keys, "old-b"), flow(&keys, "new-a")), (None, None, a));
+        assert!(![a, b, None, Some(Flow::default())].contains(&flow(&keys, "new-c")));
     }
 
     //
     #[test]
     fn only_an_exact_key_passes() {
         let keys = keys(&["sk-0123456789abcdef"]);
-        let check = |pairs: &[(&'static str, &'static str)]| keys.check(&headers(pairs));
+        let check = |pairs: &[(&'static str, &'static str)]| {
+            keys.check(&headers(pairs)).map(|key| key.map(|key| key.name.to_string()))
+        };
         for right in [
             ("authorization", "Bearer sk-0123456789abcdef"),
             ("authorization", "bearer sk-0123456789abcdef"),

@@ -1,5 +1,5 @@
-//! `POST /v1/embeddings`: headers, body, JSON, model, values, vectors, answer; in this order, because the first thing
-//! wrong decides which error the client sees.
+//! `POST /v1/embeddings`: headers, body, JSON, model, limits of the key, values, vectors, answer; in this order, because
+//! the first thing wrong decides which error the client sees.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,21 +10,32 @@ use axum::response::{IntoResponse, Response};
 
 use crate::engine::{Embedded, Slot};
 use crate::http::HttpState;
+use crate::http::auth::Caller;
 use crate::http::error::ApiError;
 use crate::http::exchange::Account;
+use crate::http::keys::{self, Key, Permit};
 use crate::http::limits;
 use crate::http::reply::{self, Encoding};
 use crate::http::wire::{self, WireRequest};
 use crate::observe::metrics::{ModelMetrics, Receipt};
-use crate::request::EmbedRequest;
+use crate::request::{EmbedRequest, Flow, RawRequest};
 
 /// The handler. What it learnt travels to the log, the metrics and the headers beside the answer, also a failed one.
 pub async fn embeddings(State(state): State<Arc<HttpState>>, request: Request) -> Response {
     let mut account = Account::default();
-    let mut response = match answer(&state, request, &mut account).await {
+    let caller = request.extensions().get::<Caller>().map(|Caller(key)| Arc::clone(key));
+    let mut permit = None;
+    let mut response = match answer(&state, request, (&mut account, caller.as_ref(), &mut permit)).await {
         Ok(body) => reply::body(body, "application/json"),
         Err(error) => error.into_response(),
     };
+    if let Some(permit) = &mut permit {
+        let read = account.receipt.as_ref().map_or(0, |receipt| receipt.row_tokens.iter().sum::<usize>());
+        permit.settle(read as u64);
+    }
+    if let Some(key) = &caller {
+        key.write_headers(response.headers_mut());
+    }
     if let Some(receipt) = account.receipt.as_ref().filter(|receipt| receipt.truncated > 0) {
         response.headers_mut().insert(HeaderName::from_static("x-truncated-inputs"), receipt.truncated.into());
     }
@@ -32,7 +43,11 @@ pub async fn embeddings(State(state): State<Arc<HttpState>>, request: Request) -
     response
 }
 
-async fn answer(state: &HttpState, request: Request, account: &mut Account) -> Result<Vec<u8>, ApiError> {
+async fn answer(
+    state: &HttpState,
+    request: Request,
+    (account, caller, permit): (&mut Account, Option<&Arc<Key>>, &mut Option<Permit>),
+) -> Result<Vec<u8>, ApiError> {
     let received = Instant::now();
     limits::check_headers(request.headers())?;
     let body = state.bodies.read(request.into_body()).await?;
@@ -49,8 +64,11 @@ async fn answer(state: &HttpState, request: Request, account: &mut Account) -> R
 
     let WireRequest { model: name, encoding_format, has_input, mut raw, refusal } = parsed;
     let (slot, name, role) = model(state, name)?;
-    raw.role_suffix = role;
+    raw.role_suffix = role.or_else(|| caller.and_then(|key| default_role(key, &raw)));
     account.model = Some(Arc::clone(&slot.spec));
+    if let Some(key) = caller {
+        *permit = Some(admit(state, key, &name, (slot, &raw))?);
+    }
     let metrics = state.engine.metrics.model(&slot.spec.id);
     metrics.parsed(account.timings.parse);
     let failed = |error| ApiError::from_engine(error, &name, received.elapsed());
@@ -59,7 +77,8 @@ async fn answer(state: &HttpState, request: Request, account: &mut Account) -> R
     if !has_input {
         return Err(ApiError::MissingInput);
     }
-    let request = EmbedRequest::parse(name.clone(), raw, &served.limits, deadline)?;
+    let mut request = EmbedRequest::parse(name.clone(), raw, &served.limits, deadline)?;
+    request.flow = caller.map_or_else(Flow::default, |key| key.flow);
     if let Some(refusal) = refusal {
         return Err(refusal.into());
     }
@@ -92,6 +111,26 @@ fn model(state: &HttpState, name: Option<String>) -> Result<(&Arc<Slot>, String,
         (Err(_), _, Some(model)) => Err(ApiError::UnknownModel { model: model.clone() }),
         (Err(_), _, None) => Err(ApiError::MissingModel),
     }
+}
+
+/// Whether the key may use this model, and as much of it as the request asks for.
+fn admit(state: &HttpState, key: &Arc<Key>, name: &str, (slot, raw): (&Slot, &RawRequest)) -> Result<Permit, ApiError> {
+    let model = || name.to_owned();
+    if !key.may_use(&slot.spec.id) {
+        return Err(ApiError::ModelNotAllowed { model: model() });
+    }
+    let max_row_tokens = slot.limits().map(|limits| limits.max_tokens);
+    key.admit(keys::estimate(&raw.inputs, max_row_tokens)).map_err(|limited| {
+        state.engine.metrics.http().limited(&key.name, limited.kind);
+        ApiError::Limited { model: model(), limited }
+    })
+}
+
+/// The key's role, for requests that choose no prompt.
+fn default_role(key: &Key, raw: &RawRequest) -> Option<&'static str> {
+    let RawRequest { prompt, prompt_name, input_type, task, .. } = raw;
+    let chosen = [prompt, prompt_name, input_type, task].into_iter().any(Option::is_some);
+    key.policy.default_role.filter(|_| !chosen)
 }
 
 async fn write(

@@ -16,6 +16,7 @@ use serde::Serialize;
 use crate::batch::RowFailure;
 use crate::engine::EngineError;
 use crate::http::reply;
+use crate::observe::metrics::LimitKind;
 use crate::request::RequestError;
 
 /// One failed request, with the values that its message shows.
@@ -25,6 +26,8 @@ pub enum ApiError {
     NoKey,
     /// E02: what may be shown of the key.
     WrongKey { shown: String },
+    /// E03
+    ModelNotAllowed { model: String },
     /// E04
     HostNotAllowed { host: String },
     /// E05
@@ -55,6 +58,8 @@ pub enum ApiError {
     Request(RequestError),
     /// E29
     EncodingFormat { given: String },
+    /// E31, E32, and the same for requests at the same time.
+    Limited { model: String, limited: Limited },
     /// E33
     Internal,
     /// E33 for a row that fails even alone: repeating it fails again.
@@ -75,6 +80,16 @@ pub enum ApiError {
     BodyBroken,
 }
 
+/// A limit of a key that a request ran into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limited {
+    pub kind: LimitKind,
+    pub limit: u64,
+    pub used: u64,
+    pub requested: u64,
+    pub retry: RetryAfter,
+}
+
 /// A delay that a client is asked to keep: whole seconds from 1 to 59, because several SDKs ignore or misread others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RetryAfter(u64);
@@ -84,7 +99,7 @@ pub struct RetryAfter(u64);
 pub struct ErrorCode(pub &'static str);
 
 /// The codes that an embeddings route can answer with; `none` stands for `null`.
-pub const EMBEDDING_CODES: [&str; 23] = [
+pub const EMBEDDING_CODES: [&str; 24] = [
     NO_CODE,
     "invalid_api_key",
     "host_not_allowed",
@@ -102,6 +117,7 @@ pub const EMBEDDING_CODES: [&str; 23] = [
     "token_arrays_not_supported",
     "integer_below_min_value",
     "invalid_value",
+    "rate_limit_exceeded",
     "non_finite",
     "server_is_overloaded",
     "model_loading",
@@ -188,6 +204,7 @@ impl ApiError {
         };
         match self {
             Self::NoKey | Self::WrongKey { .. } => invalid(StatusCode::UNAUTHORIZED, Some("invalid_api_key")),
+            Self::ModelNotAllowed { .. } => invalid(StatusCode::FORBIDDEN, Some("model_not_found")),
             Self::HostNotAllowed { .. } => invalid(StatusCode::FORBIDDEN, Some("host_not_allowed")),
             Self::UnknownModel { .. } => invalid(StatusCode::NOT_FOUND, Some("model_not_found")),
             Self::NoSuchModel { .. } => {
@@ -209,6 +226,12 @@ impl ApiError {
             }
             Self::Request(error) => request_row(error, field),
             Self::EncodingFormat { .. } => field("encoding_format", None),
+            Self::Limited { limited, .. } => Row {
+                status: StatusCode::TOO_MANY_REQUESTS,
+                kind: if limited.kind == LimitKind::Tokens { "tokens" } else { "requests" },
+                param: None,
+                code: Some("rate_limit_exceeded"),
+            },
             Self::Internal | Self::RowFailed => server(StatusCode::INTERNAL_SERVER_ERROR, None, None),
             Self::NonFinite { .. } => server(StatusCode::INTERNAL_SERVER_ERROR, Some("input"), Some("non_finite")),
             Self::Overloaded { .. } => later("server_is_overloaded"),
@@ -223,7 +246,8 @@ impl ApiError {
         if let Self::Overloaded { retry }
         | Self::Loading { retry, .. }
         | Self::Draining { retry }
-        | Self::Unavailable { retry, .. } = self
+        | Self::Unavailable { retry, .. }
+        | Self::Limited { limited: Limited { retry, .. }, .. } = self
         {
             return Some(*retry);
         }

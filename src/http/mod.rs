@@ -1,7 +1,8 @@
 //! The wire: the only place that knows `OpenAI`'s JSON and HTTP status codes.
 //!
 //! [`router`] shows every route and the whole middleware stack; [`server`] owns sockets and time. Order of checks: host
-//! name, key, route and method, headers of the body, its size, its JSON, the model, the values, the queue. A route is
+//! name, key, route and method, headers of the body, its size, its JSON, the model,
+//! whether the key may use it and has not used up its limits, the values, the queue. A route is
 //! private unless the table says otherwise.
 
 pub mod auth;
@@ -11,6 +12,7 @@ pub mod exchange;
 pub mod health;
 pub mod host;
 pub mod id;
+pub mod keys;
 pub mod limits;
 pub mod models;
 pub mod path;
@@ -32,7 +34,7 @@ use tower::ServiceExt;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowHeaders, CorsLayer};
 
-use crate::config::{HttpConfig, RequestConfig};
+use crate::config::{ApiKey, HttpConfig, RequestConfig};
 use crate::engine::Engine;
 use crate::observe::metrics::{Metrics, PanicThread, UNMATCHED};
 use auth::Keys;
@@ -48,7 +50,7 @@ pub struct HttpState {
     pub engine: Arc<Engine>,
     http: HttpConfig,
     requests: RequestConfig,
-    keys: Keys,
+    keys: Arc<Keys>,
     hosts: Hosts,
     bodies: BodyBudget,
     strangers: Strangers,
@@ -81,16 +83,23 @@ const ROUTES: [(&str, Endpoint); 21] = [
 
 /// Builds the service of the whole server.
 pub fn router(engine: Arc<Engine>, http: &HttpConfig, requests: &RequestConfig) -> Router {
+    let keys = Arc::new(Keys::new(&http.api_keys));
+    router_with(engine, http, requests, keys)
+}
+
+/// As [`router`], with keys that can be replaced later: [`replace_keys`].
+pub fn router_with(engine: Arc<Engine>, http: &HttpConfig, requests: &RequestConfig, keys: Arc<Keys>) -> Router {
     let state = Arc::new(HttpState {
         http: http.clone(),
         requests: requests.clone(),
-        keys: Keys::new(&http.api_keys),
+        keys,
         hosts: Hosts::new(http),
         bodies: BodyBudget::new(http),
         strangers: Strangers::default(),
         engine,
     });
     prepare_metrics(&state.engine.metrics);
+    prepare_keys(&state.engine.metrics, &http.api_keys);
     let (mut public, mut private) = (Router::new(), Router::new().fallback(unknown_url));
     for (path, endpoint) in ROUTES {
         if endpoint.is_public(http) {
@@ -102,6 +111,18 @@ pub fn router(engine: Arc<Engine>, http: &HttpConfig, requests: &RequestConfig) 
     // Unknown URLs are private too: without a key nobody learns which routes exist.
     let private = private.layer(from_fn_with_state(Arc::clone(&state), auth::require_key));
     surrounded(private.merge(public), state)
+}
+
+/// From now on `configured` are the keys; requests that have passed the check go on.
+pub fn replace_keys(keys: &Keys, configured: &[ApiKey], metrics: &Metrics) {
+    prepare_keys(metrics, configured);
+    keys.replace(configured);
+}
+
+fn prepare_keys(metrics: &Metrics, keys: &[ApiKey]) {
+    for key in keys {
+        metrics.http().prepare_key(&key.name);
+    }
 }
 
 /// The middleware around every route. What is added later runs earlier.
@@ -219,7 +240,7 @@ impl Endpoint {
     /// The answers it can give, so that their series start at zero.
     const fn statuses(self) -> &'static [u16] {
         match self {
-            Self::Embeddings => &[200, 400, 401, 403, 404, 405, 408, 413, 415, 500, 503, 504],
+            Self::Embeddings => &[200, 400, 401, 403, 404, 405, 408, 413, 415, 429, 500, 503, 504],
             Self::Model => &[200, 401, 404],
             Self::Models | Self::Metrics | Self::Version => &[200, 401],
             Self::Live => &[200],
@@ -262,7 +283,7 @@ fn prepare_metrics(metrics: &Metrics) {
 }
 
 /// Our headers that a script in a browser may read.
-const EXPOSED: [&str; 8] = [
+const EXPOSED: [&str; 14] = [
     "x-request-id",
     "openai-model",
     "openai-processing-ms",
@@ -270,6 +291,12 @@ const EXPOSED: [&str; 8] = [
     "retry-after",
     "retry-after-ms",
     "server-timing",
+    "x-ratelimit-limit-requests",
+    "x-ratelimit-limit-tokens",
+    "x-ratelimit-remaining-requests",
+    "x-ratelimit-remaining-tokens",
+    "x-ratelimit-reset-requests",
+    "x-ratelimit-reset-tokens",
     "x-truncated-inputs",
 ];
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::Extension;
 use axum::extract::State;
 use axum::http::Uri;
 use axum::response::{IntoResponse, Response};
@@ -11,6 +12,7 @@ use serde::Serialize;
 use crate::catalog::{ModelSpec, NameEntry};
 use crate::engine::Slot;
 use crate::http::HttpState;
+use crate::http::auth::Caller;
 use crate::http::error::ApiError;
 use crate::http::health;
 use crate::http::reply;
@@ -39,16 +41,18 @@ struct Model {
     dimensions: Option<usize>,
 }
 
-pub async fn list(State(state): State<Arc<HttpState>>) -> Response {
-    let data = state.engine.names().entries().into_iter().filter_map(|entry| describe(&state, entry)).collect();
+/// The models that the caller's key may use.
+pub async fn list(State(state): State<Arc<HttpState>>, caller: Option<Extension<Caller>>) -> Response {
+    let entries = entries(&state, caller.as_deref());
+    let data = entries.into_iter().filter_map(|entry| describe(&state, entry)).collect();
     reply::json(&List { object: "list", data })
 }
 
 /// The id is the rest of the path: SDKs send its slash as `%2F`, people as it is.
-pub async fn retrieve(State(state): State<Arc<HttpState>>, uri: Uri) -> Response {
+pub async fn retrieve(State(state): State<Arc<HttpState>>, caller: Option<Extension<Caller>>, uri: Uri) -> Response {
     let id = uri.path().split_once("/models/").map_or("", |(_, id)| id);
     let id = percent_decode_str(id).decode_utf8_lossy().into_owned();
-    let entries = state.engine.names().entries();
+    let entries = entries(&state, caller.as_deref());
     let (name, role) = state.engine.names().split_role(&id);
     let exact = entries.iter().position(|entry| entry.name == name);
     let found = exact.or_else(|| entries.iter().position(|entry| entry.name.eq_ignore_ascii_case(name)));
@@ -62,6 +66,16 @@ pub async fn retrieve(State(state): State<Arc<HttpState>>, uri: Uri) -> Response
         Some(model) => reply::json(&model),
         None => ApiError::NoSuchModel { model: id }.into_response(),
     }
+}
+
+/// The names that this caller may use: a model that its key may not use does not exist for it.
+fn entries(state: &HttpState, caller: Option<&Caller>) -> Vec<NameEntry> {
+    let mut entries = state.engine.names().entries();
+    if let Some(Caller(key)) = caller {
+        let slots = state.engine.slots();
+        entries.retain(|entry| slots.get(entry.model_index).is_some_and(|slot| key.may_use(&slot.spec.id)));
+    }
+    entries
 }
 
 fn describe(state: &HttpState, entry: NameEntry) -> Option<Model> {

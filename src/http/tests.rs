@@ -20,7 +20,7 @@ async fn a_panicking_handler_answers_500_and_nothing_else() {
     let state = Arc::new(HttpState {
         engine: Arc::new(Engine::new(names, Arc::clone(&metrics))),
         requests: request_config(),
-        keys: Keys::new(&[]),
+        keys: Arc::new(Keys::new(&[])),
         hosts: Hosts::Any,
         bodies: BodyBudget::new(&http),
         strangers: Strangers::default(),

@@ -21,7 +21,7 @@ use sheet::{Counters, Gauges, Histograms, Scale, Sheet, labels, zero};
 
 pub use kinds::{ArrayReading, BatchFailure, CanaryResult, ModelState, PanicThread, Refusal, Split, UnloadReason};
 pub use model::{ModelInfo, ModelMetrics};
-pub use wire::{Answer, AuthFailure, ConnectionEnd, Gone, HttpMetrics, Receipt, UNMATCHED};
+pub use wire::{Answer, AuthFailure, ConnectionEnd, Gone, HttpMetrics, LimitKind, Receipt, UNMATCHED};
 
 /// The content type of [`Metrics::encode`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";

@@ -42,13 +42,18 @@ const WORDS: [(&str, Role); 11] = [
     ("separation", Role::Clustering),
 ];
 
+/// The role that an operator or a request means, as one of the words that requests may use.
+pub fn known_role(word: &str) -> Option<&'static str> {
+    WORDS.iter().find(|(known, _)| known.eq_ignore_ascii_case(word)).map(|(known, _)| *known)
+}
+
 /// The fields that choose a prompt, types checked, values not.
 pub(super) struct PromptFields {
     pub(super) prompt: Option<String>,
     pub(super) prompt_name: Option<String>,
     pub(super) input_type: Option<String>,
     pub(super) task: Option<String>,
-    /// The role that the model name ends with, one of [`WORDS`].
+    /// The role that the model name ends with, or that the caller's key implies: one of [`WORDS`].
     pub(super) suffix: Option<&'static str>,
 }
 

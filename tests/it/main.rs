@@ -20,6 +20,7 @@ mod health;
 mod invariance;
 mod isolation;
 mod kernels;
+mod keys;
 mod limits;
 mod logs;
 mod metrics;

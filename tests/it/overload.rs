@@ -10,7 +10,7 @@ use crate::support::raw::post;
 
 /// The delay that an answer asks for, the same in both headers and in its text.
 #[track_caller]
-fn delay(answer: &Answer) -> u64 {
+pub fn delay(answer: &Answer) -> u64 {
     let seconds: u64 = answer.header("retry-after").unwrap().parse().unwrap();
     assert!((1..=59).contains(&seconds));
     assert_eq!(answer.header("retry-after-ms"), Some((seconds * 1000).to_string().as_str()));

@@ -152,6 +152,31 @@ async fn a_single_row_overtakes_a_large_request() {
     assert!(position <= 2, "the single row rode in batch {position}");
 }
 
+// Q-07 at full size, and for texts of every kind of request: each is in one of the two batches after its arrival.
+#[tokio::test]
+async fn single_rows_overtake_several_requests_of_2048() {
+    let batch = Budget { rows: usize::MAX, tokens: 64 };
+    let (device, blocker) = busy(QueueLimits { rows: 10_000, tokens: 100_000, batch, ..limits() }).await;
+    let large: Vec<_> = (0..3).map(|_| device.submit(&vec![[100; 4].as_slice(); 2048]).unwrap()).collect();
+    let singles: Vec<_> = (0..6).map(|id| device.submit(&[&[200 + id; 8]]).unwrap()).collect();
+    let few = device.submit(&[&[300; 8], &[301; 8]]).unwrap();
+    device.evil.release();
+    drop(blocker);
+    for tickets in singles.into_iter().chain([few]) {
+        assert!(tickets.join(soon()).await.unwrap().rows.iter().all(Result::is_ok));
+    }
+    let batches = device.evil.batches();
+    for id in (200..206).chain([300, 301]) {
+        let position = batches.iter().position(|batch| batch.contains(&vec![id; 8])).unwrap();
+        assert!((1..=2).contains(&position), "row {id} rode in batch {position}");
+    }
+    let shares = |batch: &Vec<Vec<u32>>| batch.iter().filter(|row| row[0] == 100).count();
+    assert!(batches[1..3].iter().all(|batch| shares(batch) == 8), "the large ones have their half all the while");
+    for tickets in large {
+        assert!(tickets.join(soon()).await.unwrap().rows.iter().all(Result::is_ok));
+    }
+}
+
 // I-06
 #[tokio::test]
 async fn a_device_that_hangs_is_not_ready() {

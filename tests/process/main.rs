@@ -10,6 +10,7 @@
 mod bundles;
 mod command_line;
 mod downloads;
+mod keys;
 mod lifecycle;
 mod memory;
 mod secrets;

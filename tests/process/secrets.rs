@@ -13,6 +13,8 @@ fn secrets_and_inputs_are_never_written() {
     let folder = TinyModel::default().write();
     let key_file = folder.path().join("keys");
     std::fs::write(&key_file, format!("# comment\nfile-{KEY}\n")).unwrap();
+    let keys_file = folder.path().join("keys.toml");
+    std::fs::write(&keys_file, format!("[[key]]\nname = \"named\"\nkey = \"toml-{KEY}\"\n")).unwrap();
     for format in ["text", "json"] {
         let server = Server::start(
             folder.path(),
@@ -25,6 +27,8 @@ fn secrets_and_inputs_are_never_written() {
                 KEY,
                 "--api-key-file",
                 key_file.to_str().unwrap(),
+                "--keys-file",
+                keys_file.to_str().unwrap(),
                 "--hf-token",
                 TOKEN,
             ],
@@ -41,6 +45,7 @@ fn secrets_and_inputs_are_never_written() {
         };
         ask(&good, &key, 200);
         ask(&good, &format!("api-key: file-{KEY}\r\n"), 200);
+        ask(&good, &format!("x-api-key: toml-{KEY}\r\n"), 200);
         ask(&good, "", 401);
         ask(&good, &format!("authorization: Bearer {KEY}x\r\n"), 401);
         ask(&format!("{good} trailing"), &key, 400);

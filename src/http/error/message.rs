@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::{ApiError, RetryAfter};
+use super::{ApiError, Limited, RetryAfter};
+use crate::observe::metrics::LimitKind;
 use crate::request::{Measured, RequestError};
 
 /// A client's own text is shown up to here.
@@ -15,6 +16,9 @@ impl ApiError {
                             Authorization header as 'Bearer YOUR_KEY'."
                 .to_owned(),
             Self::WrongKey { shown } => format!("Incorrect API key provided: {shown}."),
+            Self::ModelNotAllowed { model } => {
+                format!("This API key does not have access to model `{}`.", echo(model))
+            }
             Self::HostNotAllowed { host } => format!("Host '{}' is not allowed.", echo(host)),
             Self::UnknownModel { model } => format!(
                 "The model `{}` does not exist or you do not have access to it. GET /v1/models lists the models \
@@ -54,6 +58,18 @@ impl ApiError {
             Self::Request(error) => request_message(error),
             Self::EncodingFormat { given } => {
                 format!("Invalid value for 'encoding_format' = {}. Supported values: ['float', 'base64'].", echo(given))
+            }
+            Self::Limited { model, limited: Limited { kind, limit, used, requested, retry } } => {
+                let what = match kind {
+                    LimitKind::Requests => "requests per min (RPM)",
+                    LimitKind::Tokens => "tokens per min (TPM)",
+                    LimitKind::Concurrency => "concurrent requests",
+                };
+                format!(
+                    "Rate limit reached for model {} on {what}: Limit {limit}, Used {used}, Requested {requested}. {}",
+                    echo(model),
+                    again(*retry)
+                )
             }
             Self::Internal | Self::RowFailed => "The server had an error while processing your request.".to_owned(),
             Self::NonFinite { place } => format!("The model returned a non-finite vector for '{place}'."),

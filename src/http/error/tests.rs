@@ -37,6 +37,10 @@ async fn rows_of_the_table() {
         request(RequestError::TokenId { place, id: 100_256, vocabulary: "cl100k_base".to_owned(), suggest_model })
     };
     let model = || "m".to_owned();
+    let limited = |kind| ApiError::Limited {
+        model: model(),
+        limited: Limited { kind, limit: 60, used: 59, requested: 2, retry },
+    };
     for (error, status, kind, param, code, message) in [
         (
             ApiError::NoKey,
@@ -53,6 +57,38 @@ async fn rows_of_the_table() {
             None,
             Some("invalid_api_key"),
             "Incorrect API key provided: ****abcd.",
+        ),
+        (
+            ApiError::ModelNotAllowed { model: model() },
+            403,
+            INVALID,
+            None,
+            Some("model_not_found"),
+            "This API key does not have access to model `m`.",
+        ),
+        (
+            limited(LimitKind::Requests),
+            429,
+            "requests",
+            None,
+            Some("rate_limit_exceeded"),
+            "Rate limit reached for model m on requests per min (RPM): Limit 60, Used 59, Requested 2. Please try again in 59s.",
+        ),
+        (
+            limited(LimitKind::Tokens),
+            429,
+            "tokens",
+            None,
+            Some("rate_limit_exceeded"),
+            "Rate limit reached for model m on tokens per min (TPM): Limit 60, Used 59, Requested 2. Please try again in 59s.",
+        ),
+        (
+            limited(LimitKind::Concurrency),
+            429,
+            "requests",
+            None,
+            Some("rate_limit_exceeded"),
+            "Rate limit reached for model m on concurrent requests: Limit 60, Used 59, Requested 2. Please try again in 59s.",
         ),
         (
             ApiError::HostNotAllowed { host: "h".to_owned() },
@@ -319,7 +355,7 @@ async fn rows_of_the_table() {
         assert_eq!((got, body), (status, expected));
         assert_eq!(response.headers()[header::CONTENT_TYPE], "application/json");
         let retries = response.headers().get(header::RETRY_AFTER).map(|value| value.to_str().unwrap());
-        assert_eq!(retries, (status == 503).then_some("59"), "{text}");
+        assert_eq!(retries, [429, 503].contains(&status).then_some("59"), "{text}");
         assert!(EMBEDDING_CODES.contains(&code.unwrap_or(NO_CODE)), "{code:?} has no series");
     }
 }

@@ -15,8 +15,9 @@ use super::{Table, unix_time};
 pub struct ModelMetrics {
     model: String,
     table: Arc<Table>,
-    queue_rows: FloatGauge,
-    queue_tokens: FloatGauge,
+    /// By lane, in the order of [`LANES`].
+    queue_rows: [FloatGauge; 2],
+    queue_tokens: [FloatGauge; 2],
     waiting: FloatGauge,
     cancelled: Counter,
     expired: Counter,
@@ -87,12 +88,12 @@ impl ModelMetrics {
         for reason in UnloadReason::ALL {
             zero(&table.model_unloads, &with("reason", reason.label()));
         }
-        let lane = || labels([("model", model.to_owned().into()), LANE]);
+        let lane = |name| with("lane", name);
         let stage = |name| table.stage_duration.get_or_create_owned(&with("stage", name));
         let metrics = Self {
             model: model.to_owned(),
-            queue_rows: table.queue_rows.get_or_create_owned(&lane()),
-            queue_tokens: table.queue_tokens.get_or_create_owned(&lane()),
+            queue_rows: LANES.map(|name| table.queue_rows.get_or_create_owned(&lane(name))),
+            queue_tokens: LANES.map(|name| table.queue_tokens.get_or_create_owned(&lane(name))),
             waiting: table.model_waiting.get_or_create_owned(&own()),
             cancelled: table.queue_cancelled.get_or_create_owned(&own()),
             expired: table.queue_expired.get_or_create_owned(&own()),
@@ -113,9 +114,12 @@ impl ModelMetrics {
         self.table.queue_limit_tokens.get_or_create(&self.own()).set(tokens as f64);
     }
 
-    pub fn queue_now(&self, rows: usize, tokens: usize) {
-        self.queue_rows.set(rows as f64);
-        self.queue_tokens.set(tokens as f64);
+    /// Rows and tokens waiting in the interactive and in the bulk lane.
+    pub fn queue_now(&self, lanes: [(usize, usize); 2]) {
+        for (lane, (rows, tokens)) in lanes.into_iter().enumerate() {
+            self.queue_rows[lane].set(rows as f64);
+            self.queue_tokens[lane].set(tokens as f64);
+        }
     }
 
     pub fn refused(&self, reason: Refusal) {
@@ -317,5 +321,5 @@ fn failure_labels(model: &str, device: &str, reason: BatchFailure) -> Labels {
 /// How a load ends.
 const LOADED: &str = "ok";
 const NOT_LOADED: &str = "failed";
-/// The one priority class there is.
-const LANE: (&str, Value) = ("lane", Value::Borrowed("interactive"));
+/// Small requests and large ones, as the batch planner tells them apart.
+const LANES: [&str; 2] = ["interactive", "bulk"];

@@ -24,6 +24,7 @@ pub struct HttpMetrics {
     retries_seen: Counters,
     errors: Counters,
     auth_failures: Counters,
+    limited: Counters,
     inputs: Counters,
     inputs_truncated: Counters,
     input_tokens_total: Counters,
@@ -82,6 +83,14 @@ pub enum AuthFailure {
     Wrong,
 }
 
+/// Which limit of a key a request ran into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LimitKind {
+    Requests,
+    Tokens,
+    Concurrency,
+}
+
 // === impl HttpMetrics ===
 
 impl HttpMetrics {
@@ -100,6 +109,7 @@ impl HttpMetrics {
             retries_seen: s.counters("embedserve_http_retries_seen", "Requests that an SDK marked as a repetition"),
             errors: s.counters("embedserve_errors", "Error answers, by route, model and code"),
             auth_failures: s.counters("embedserve_auth_failures", "Refused keys, by reason"),
+            limited: s.counters("embedserve_limited", "Requests refused for a limit of their key, by key and kind"),
             inputs: s.counters("embedserve_inputs", "Inputs that got a vector"),
             inputs_truncated: s.counters("embedserve_inputs_truncated", "Inputs that were cut to fit"),
             input_tokens_total: s.counters("embedserve_input_tokens", "Tokens read; the sum of every usage"),
@@ -113,6 +123,7 @@ impl HttpMetrics {
         for reason in [AuthFailure::Missing, AuthFailure::Wrong] {
             zero(&metrics.auth_failures, &labels([("reason", reason.label().into())]));
         }
+        metrics.prepare_key(NO_KEY);
         for model in &metrics.models {
             zero(&metrics.input_tokens, &labels([("model", model.clone().into())]));
         }
@@ -200,6 +211,18 @@ impl HttpMetrics {
         self.auth_failures.get_or_create(&labels([("reason", reason.label().into())])).inc();
     }
 
+    /// Creates the series of a configured key.
+    pub fn prepare_key(&self, name: &str) {
+        for kind in LimitKind::ALL {
+            zero(&self.limited, &limit_labels(name, kind));
+        }
+    }
+
+    /// A request was refused because its key, by its configured name, is over a limit.
+    pub fn limited(&self, key: &str, kind: LimitKind) {
+        self.limited.get_or_create(&limit_labels(key, kind)).inc();
+    }
+
     pub fn connection_opened(&self) {
         self.connections.inc();
     }
@@ -227,6 +250,13 @@ fn error_labels(route: &'static str, model: &str, code: &'static str) -> Labels 
     labels([("route", route.into()), ("model", model.to_owned().into()), ("code", code.into())])
 }
 
+fn limit_labels(key: &str, kind: LimitKind) -> Labels {
+    labels([("key", key.to_owned().into()), ("kind", kind.label().into())])
+}
+
+/// The label of the series that exist before any key is configured.
+const NO_KEY: &str = "none";
+
 impl Gone {
     const fn label(self) -> &'static str {
         match self {
@@ -252,6 +282,18 @@ impl AuthFailure {
         match self {
             Self::Missing => "missing",
             Self::Wrong => "wrong",
+        }
+    }
+}
+
+impl LimitKind {
+    pub const ALL: [Self; 3] = [Self::Requests, Self::Tokens, Self::Concurrency];
+
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Requests => "requests",
+            Self::Tokens => "tokens",
+            Self::Concurrency => "concurrency",
         }
     }
 }

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use embedserve::catalog::{ModelSpec, Names};
-use embedserve::config::{ApiKey, BatchConfig, HttpConfig, RequestConfig};
+use embedserve::config::{ApiKey, BatchConfig, HttpConfig, KeyPolicy, RequestConfig};
 use embedserve::engine::{Engine, FailedAt, Failure, Served};
 use embedserve::http;
 use embedserve::http::server::{self, ServeReport, ShutdownSignals, StopServing};
@@ -105,7 +105,13 @@ impl Default for Setup {
 impl Setup {
     /// Requires this key.
     pub fn key(&mut self, key: &str) {
-        self.http.api_keys.push(ApiKey { name: "tester".to_owned(), key: Secret::new(key.to_owned()) });
+        self.limited_key("tester", key, KeyPolicy::default());
+    }
+
+    /// Requires this key or another one, and lets it do this much.
+    pub fn limited_key(&mut self, name: &str, key: &str, policy: KeyPolicy) {
+        let key = ApiKey::unlimited(name.to_owned(), Secret::new(key.to_owned()));
+        self.http.api_keys.push(ApiKey { policy, ..key });
     }
 
     /// Serves one model only.
