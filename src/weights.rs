@@ -22,13 +22,17 @@ use thiserror::Error;
 
 /// A header describes tensors; 16 MiB is room for more than 100,000 of them.
 const MAX_HEADER_BYTES: u64 = 16 * 1024 * 1024;
+/// As much of a foreign text as messages show.
+const SHOWN_CHARS: usize = 200;
+/// As many sizes of a shape as messages show: a header can claim millions, and no tensor here has more than two.
+const SHOWN_SIZES: usize = 8;
 
 /// Why weights cannot be used.
 #[derive(Debug, Error)]
 pub enum WeightsError {
     #[error("cannot read {path}: {reason}")]
     Read { path: PathBuf, reason: String },
-    #[error("{path} is not a safetensors file: {reason}")]
+    #[error("{path} is not a safetensors file: {}", shown(.reason))]
     Format { path: PathBuf, reason: String },
     #[error("tensor {name} is missing from the weights")]
     Missing { name: String },
@@ -58,6 +62,18 @@ impl WeightsError {
             other @ (Self::Read { .. } | Self::Format { .. }) => other,
         }
     }
+}
+
+/// Text out of a model's files, fit for a message: on one line, and no longer than it takes to recognise it.
+pub(crate) fn shown(text: &str) -> String {
+    let mut out = String::new();
+    for c in text.chars().take(SHOWN_CHARS) {
+        if matches!(c, '"' | '\'' | '\\') { out.push(c) } else { out.extend(c.escape_debug()) }
+    }
+    if text.chars().nth(SHOWN_CHARS).is_some() {
+        out.push_str("...");
+    }
+    out
 }
 
 /// The open weight files of one model, and which of their tensors have been taken.
@@ -135,7 +151,8 @@ impl Weights {
     pub fn take(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, WeightsError> {
         self.with_view(name, |view, release| {
             if view.shape() != shape {
-                let (found, expected) = (view.shape().to_vec(), shape.to_vec());
+                let found = view.shape().iter().copied().take(SHOWN_SIZES).collect();
+                let expected = shape.to_vec();
                 return Err(WeightsError::Shape { name: name.to_owned(), found, expected });
             }
             self.taken.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
@@ -174,7 +191,8 @@ impl Weights {
             return Ok(());
         }
         unread.truncate(8);
-        Err(WeightsError::Unexpected { names: unread.join(", ") })
+        let names: Vec<String> = unread.into_iter().map(shown).collect();
+        Err(WeightsError::Unexpected { names: names.join(", ") })
     }
 
     fn with_view<R>(

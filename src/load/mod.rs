@@ -36,7 +36,7 @@ use crate::threads::Threads;
 use crate::tokenize::load::TokenizerLoadError;
 use crate::tokenize::workers::Workers;
 use crate::tokenize::{Tokenizer, TokenizerSource};
-use crate::weights::{Weights, WeightsError};
+use crate::weights::{Weights, WeightsError, shown};
 use modules::prompts::NoSuchPrompt;
 use modules::{DenseModule, LayerNormModule, Modules, ModulesError, StepModule, required_json};
 
@@ -56,13 +56,13 @@ pub enum LoadError {
     Weights(#[from] WeightsError),
     #[error(transparent)]
     Tokenizer(#[from] TokenizerLoadError),
-    #[error("the tokenizer failed on a probe: {0}")]
+    #[error("the tokenizer failed on a probe: {}", shown(.0))]
     Probe(String),
     #[error(transparent)]
     Warmup(#[from] WarmupError),
     #[error("a row of {row} tokens does not fit a batch of {batch}: raise --max-batch-tokens or lower --max-model-len")]
     BatchTooSmall { row: usize, batch: usize },
-    #[error("{field} = {value} does not fit the model: {reason}")]
+    #[error("{field} = {value} does not fit the model: {}", shown(.reason))]
     Setting { field: &'static str, value: String, reason: String },
     #[error("cannot start the device thread: {0}")]
     Thread(#[from] std::io::Error),
