@@ -33,7 +33,10 @@ Examples:
 
 Every flag has an environment variable: --max-body-bytes is EMBEDSERVE_MAX_BODY_BYTES.
 Flags win over the environment, the environment over models.toml. Hub variables (HF_HOME, HF_HUB_CACHE, HF_TOKEN,
-HF_ENDPOINT, HF_HUB_OFFLINE, TRANSFORMERS_OFFLINE) and PORT are honoured.";
+HF_ENDPOINT, HF_HUB_OFFLINE, TRANSFORMERS_OFFLINE) and PORT are honoured.
+
+Exit codes: 0 stopped and everything answered; 1 could not start, or work was cut off; 64 wrong usage; 70 a device failed
+while serving (a forward pass hung, a known text got another vector, a model died twice): start the process again.";
 
 /// The command line. Without a subcommand, `serve` is meant.
 #[derive(Debug, Parser)]
@@ -282,9 +285,12 @@ pub struct BatchArgs {
     /// CPU threads [default: what the cgroup quota and the affinity mask allow]
     #[arg(long, short = 't', env = "EMBEDSERVE_THREADS", value_name = "N")]
     pub threads: Option<usize>,
-    /// A forward pass longer than this means that the device is stalled: not ready
+    /// A forward pass this much longer than its tokens should take ends the process with exit code 70
     #[arg(long, env = "EMBEDSERVE_STALL_LIMIT", default_value = "30s", value_parser = duration, value_name = "TIME")]
     pub stall_limit: Duration,
+    /// A model without a successful forward pass for this long computes a known text and compares the vector
+    #[arg(long, env = "EMBEDSERVE_CANARY_INTERVAL", default_value = "5s", value_parser = duration, value_name = "TIME")]
+    pub canary_interval: Duration,
     /// Instruction set of the CPU kernels [default: the best this processor has]
     #[arg(long, env = "EMBEDSERVE_KERNEL_ISA", value_enum)]
     pub kernel_isa: Option<IsaArg>,

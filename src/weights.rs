@@ -22,13 +22,17 @@ use thiserror::Error;
 
 /// A header describes tensors; 16 MiB is room for more than 100,000 of them.
 const MAX_HEADER_BYTES: u64 = 16 * 1024 * 1024;
+/// As much of a foreign text as messages show.
+const SHOWN_CHARS: usize = 200;
+/// As many sizes of a shape as messages show: a header can claim millions, and no tensor here has more than two.
+const SHOWN_SIZES: usize = 8;
 
 /// Why weights cannot be used.
 #[derive(Debug, Error)]
 pub enum WeightsError {
     #[error("cannot read {path}: {reason}")]
     Read { path: PathBuf, reason: String },
-    #[error("{path} is not a safetensors file: {reason}")]
+    #[error("{path} is not a safetensors file: {}", shown(.reason))]
     Format { path: PathBuf, reason: String },
     #[error("tensor {name} is missing from the weights")]
     Missing { name: String },
@@ -58,6 +62,18 @@ impl WeightsError {
             other @ (Self::Read { .. } | Self::Format { .. }) => other,
         }
     }
+}
+
+/// Text out of a model's files, fit for a message: on one line, and no longer than it takes to recognise it.
+pub(crate) fn shown(text: &str) -> String {
+    let mut out = String::new();
+    for c in text.chars().take(SHOWN_CHARS) {
+        if matches!(c, '"' | '\'' | '\\') { out.push(c) } else { out.extend(c.escape_debug()) }
+    }
+    if text.chars().nth(SHOWN_CHARS).is_some() {
+        out.push_str("...");
+    }
+    out
 }
 
 /// The open weight files of one model, and which of their tensors have been taken.
@@ -133,13 +149,14 @@ impl Weights {
     /// # Errors
     /// Missing, another shape, or a dtype that is not a float we know.
     pub fn take(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, WeightsError> {
-        self.with_view(name, |view| {
+        self.with_view(name, |view, release| {
             if view.shape() != shape {
-                let (found, expected) = (view.shape().to_vec(), shape.to_vec());
+                let found = view.shape().iter().copied().take(SHOWN_SIZES).collect();
+                let expected = shape.to_vec();
                 return Err(WeightsError::Shape { name: name.to_owned(), found, expected });
             }
             self.taken.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
-            to_f32(name, view)
+            to_f32(name, view, release)
         })
     }
 
@@ -158,7 +175,7 @@ impl Weights {
     /// # Errors
     /// Missing.
     pub fn dtype(&self, name: &str) -> Result<Dtype, WeightsError> {
-        self.with_view(name, |view| Ok(view.dtype()))
+        self.with_view(name, |view, _| Ok(view.dtype()))
     }
 
     /// Checks that no tensor accepted by `relevant` was left unread.
@@ -174,13 +191,14 @@ impl Weights {
             return Ok(());
         }
         unread.truncate(8);
-        Err(WeightsError::Unexpected { names: unread.join(", ") })
+        let names: Vec<String> = unread.into_iter().map(shown).collect();
+        Err(WeightsError::Unexpected { names: names.join(", ") })
     }
 
     fn with_view<R>(
         &self,
         name: &str,
-        read: impl FnOnce(&TensorView<'_>) -> Result<R, WeightsError>,
+        read: impl FnOnce(&TensorView<'_>, &dyn Fn(Range<usize>)) -> Result<R, WeightsError>,
     ) -> Result<R, WeightsError> {
         let missing = || WeightsError::Missing { name: name.to_owned() };
         let (file, stored) = self.index.get(name).ok_or_else(missing)?;
@@ -193,9 +211,8 @@ impl Weights {
             reason: error.to_string(),
         };
         let view = TensorView::new(info.dtype, info.shape.clone(), data).map_err(format)?;
-        let result = read(&view);
-        file.release(file.data_start + start..file.data_start + end);
-        result
+        let data_start = file.data_start + start;
+        read(&view, &|bytes| file.release(data_start + bytes.start..data_start + bytes.end))
     }
 }
 
@@ -214,7 +231,7 @@ impl candle_nn::var_builder::SimpleBackend for Weights {
     }
 
     fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
-        let shape = self.with_view(name, |view| Ok(view.shape().to_vec())).map_err(candle_core::Error::wrap)?;
+        let shape = self.with_view(name, |view, _| Ok(view.shape().to_vec())).map_err(candle_core::Error::wrap)?;
         self.tensor(name, &shape, device).map_err(candle_core::Error::wrap)?.to_dtype(dtype)
     }
 
@@ -245,25 +262,34 @@ fn names(metadata: &Metadata) -> Vec<String> {
     metadata.tensors().into_keys().collect()
 }
 
-fn to_f32(name: &str, view: &TensorView<'_>) -> Result<Vec<f32>, WeightsError> {
+fn to_f32(name: &str, view: &TensorView<'_>, release: &dyn Fn(Range<usize>)) -> Result<Vec<f32>, WeightsError> {
     let bytes = view.data();
     #[expect(clippy::wildcard_enum_match_arm, reason = "every other dtype, of today or later, is refused")]
     match view.dtype() {
-        Dtype::F32 => Ok(convert(bytes.as_chunks().0, f32::from_le_bytes)),
-        Dtype::F16 => Ok(convert(bytes.as_chunks().0, |b| f16::from_le_bytes(b).to_f32())),
-        Dtype::BF16 => Ok(convert(bytes.as_chunks().0, |b| bf16::from_le_bytes(b).to_f32())),
+        Dtype::F32 => Ok(convert(bytes.as_chunks().0, f32::from_le_bytes, release)),
+        Dtype::F16 => Ok(convert(bytes.as_chunks().0, |b| f16::from_le_bytes(b).to_f32(), release)),
+        Dtype::BF16 => Ok(convert(bytes.as_chunks().0, |b| bf16::from_le_bytes(b).to_f32(), release)),
         dtype => Err(WeightsError::Dtype { name: name.to_owned(), dtype }),
     }
 }
 
-/// In parallel where that is worth it: the word table of a multilingual model has a gigabyte.
-fn convert<const N: usize>(stored: &[[u8; N]], value: impl Fn([u8; N]) -> f32 + Sync) -> Vec<f32> {
+/// Block by block, each in parallel and then given back: the word table of a multilingual model has a gigabyte.
+fn convert<const N: usize>(
+    stored: &[[u8; N]],
+    value: impl Fn([u8; N]) -> f32 + Sync,
+    release: &dyn Fn(Range<usize>),
+) -> Vec<f32> {
+    const BLOCK: usize = 1 << 22;
     const SHARE: usize = 1 << 18;
     let mut values = vec![0.0; stored.len()];
-    values.par_chunks_mut(SHARE).zip(stored.par_chunks(SHARE)).for_each(|(values, stored)| {
-        for (slot, stored) in values.iter_mut().zip(stored) {
-            *slot = value(*stored);
-        }
-    });
+    for (index, (values, stored)) in values.chunks_mut(BLOCK).zip(stored.chunks(BLOCK)).enumerate() {
+        values.par_chunks_mut(SHARE).zip(stored.par_chunks(SHARE)).for_each(|(values, stored)| {
+            for (slot, stored) in values.iter_mut().zip(stored) {
+                *slot = value(*stored);
+            }
+        });
+        let start = index * BLOCK * N;
+        release(start..start + stored.len() * N);
+    }
     values
 }

@@ -103,10 +103,20 @@ class SentenceTransformers:
 
     def __init__(self, model: SentenceTransformer, workload: Workload, threads: int) -> None:
         self.model, self.texts, self.threads = model, workload.texts, threads
+        self.batch = BATCH
 
     def run(self) -> np.ndarray:
         torch.set_num_threads(self.threads)
-        return self.model.encode(self.texts, batch_size=BATCH, show_progress_bar=False)
+        return self.model.encode(self.texts, batch_size=self.batch, show_progress_bar=False)
+
+    def choose_batch(self, sizes: tuple[int, ...]) -> None:
+        """Keeps the size that is fastest here: large paddings can cost torch more than small batches do."""
+        took = {}
+        for self.batch in sizes:
+            begun = time.perf_counter()
+            self.run()
+            took[self.batch] = time.perf_counter() - begun
+        self.batch = min(took, key=took.get)
 
     def close(self) -> None:
         pass

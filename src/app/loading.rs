@@ -3,6 +3,9 @@
 //! *fetch* obtains and verifies the files of every model, the default one first; what failed is tried again after a
 //! back-off, where the others go on without it. *load* does what [`residency::next`](crate::engine::residency::next)
 //! says: one load or unload at a time, so that memory never holds more than was planned. No request reaches *fetch*.
+//! A model whose device thread died is loaded again, once; if that does not help, the [`Alarm`] is raised.
+
+mod restart;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,12 +15,16 @@ use std::time::Instant;
 
 use tokio::sync::watch;
 
+use crate::app::memory as own_memory;
+use crate::app::watch::Alarm;
 use crate::config::Config;
 use crate::engine::residency::{Step, Why};
 use crate::engine::{Doorbell, Engine, FailedAt, Failure, Slot, SlotState};
 use crate::load::{self, Loaded, Shared, memory};
 use crate::observe::metrics::UnloadReason;
+use crate::runner::Health;
 use crate::source::{self, ModelFolder, SourceError};
+use restart::{Fate, Restarts};
 
 /// The back-off of a failed model grows up to this many times its first value.
 const LONGEST_BACKOFF: u32 = 20;
@@ -50,6 +57,9 @@ struct Loader {
     /// Wakes the fetching thread out of a back-off.
     fetch_bell: Doorbell,
     models: Vec<Model>,
+    alarm: Arc<Alarm>,
+    /// What the process may use, if that is bounded.
+    memory_limit: Option<u64>,
     outcome: watch::Sender<StartOutcome>,
 }
 
@@ -64,8 +74,14 @@ struct Model {
 ///
 /// # Errors
 /// The operating system refused a thread.
-pub(super) fn start(engine: &Arc<Engine>, config: Config, shared: Shared) -> std::io::Result<Loading> {
+pub(super) fn start(
+    engine: &Arc<Engine>,
+    config: Config,
+    shared: Shared,
+    alarm: &Arc<Alarm>,
+) -> std::io::Result<Loading> {
     let (sender, outcome) = watch::channel(StartOutcome::Working);
+    let memory_limit = own_memory::limit(&config);
     let loader = Arc::new(Loader {
         engine: Arc::clone(engine),
         config,
@@ -73,6 +89,8 @@ pub(super) fn start(engine: &Arc<Engine>, config: Config, shared: Shared) -> std
         stop: AtomicBool::new(false),
         fetch_bell: Doorbell::default(),
         models: engine.slots().iter().map(|_| Model::default()).collect(),
+        alarm: Arc::clone(alarm),
+        memory_limit,
         outcome: sender,
     });
     let (fetching, working) = (Arc::clone(&loader), Arc::clone(&loader));
@@ -146,6 +164,7 @@ impl Loader {
                 let _ = self.models[index].folder.set(folder);
                 slot.progress.enter("waiting".to_owned(), 0);
                 slot.set_files(needed);
+                self.check_memory();
             }
             Err(error) => {
                 self.failed(index, FailedAt::Load, &chain(error));
@@ -159,9 +178,21 @@ impl Loader {
     fn load_all(&self) -> Vec<JoinHandle<()>> {
         let slots = self.engine.slots();
         let mut threads: Vec<Option<JoinHandle<()>>> = slots.iter().map(|_| None).collect();
+        let device = self.config.batch.device;
+        let mut restarts = Restarts::new(slots.len(), device.restart_delay, device.restart_window);
         while !self.engine.bell().is_stopped() {
+            self.bury_the_dead(&mut threads, &mut restarts);
+            while let Some(index) = restarts.take(Instant::now()) {
+                tracing::info!(model = slots[index].spec.id, "loading the model again");
+                slots[index].revive();
+            }
             match self.engine.next_step() {
-                Step::Load(index) => threads[index] = self.load(index),
+                Step::Load(index) => {
+                    threads[index] = self.load(index);
+                    if threads[index].is_none() && restarts.has_had_its_chance(index, Instant::now()) {
+                        self.give_up(index, "it died, and could not be loaded again");
+                    }
+                }
                 Step::Shelve(index) => {
                     tracing::info!(model = slots[index].spec.id, "left to be loaded when a request names it");
                     slots[index].shelve();
@@ -173,7 +204,7 @@ impl Loader {
                     slots[index].set_leaving(true);
                 }
                 Step::Keep(index) => slots[index].set_leaving(false),
-                Step::Wait(waiting) => self.engine.bell().wait(waiting.until),
+                Step::Wait(waiting) => self.engine.bell().wait(waiting.until.into_iter().chain(restarts.next()).min()),
             }
         }
         for slot in slots {
@@ -182,6 +213,41 @@ impl Loader {
             }
         }
         threads.into_iter().flatten().collect()
+    }
+
+    /// Models whose device thread ended although nobody closed their queue.
+    fn bury_the_dead(&self, threads: &mut [Option<JoinHandle<()>>], restarts: &mut Restarts) {
+        for (index, slot) in self.engine.slots().iter().enumerate() {
+            let SlotState::Ready(served) = slot.state() else { continue };
+            if served.runner.health() != Health::Dead {
+                continue;
+            }
+            if let Some(thread) = threads[index].take() {
+                // It owns the weights: they are out of memory before they are loaded again.
+                let _ = thread.join();
+            }
+            let metrics = self.engine.metrics.model(&slot.spec.id);
+            metrics.unloaded(UnloadReason::Died);
+            let reason = "its device thread died";
+            match restarts.died(index, Instant::now()) {
+                Fate::Again => {
+                    metrics.restarted();
+                    tracing::error!(model = slot.spec.id, reason, "the model will be loaded again");
+                    slot.set_failed(Failure { at: FailedAt::Device, reason: reason.to_owned(), retry_at: None });
+                }
+                Fate::GivenUp => {
+                    self.failed(index, FailedAt::Device, "its device thread died again");
+                    self.give_up(index, "its device thread died again");
+                }
+            }
+        }
+    }
+
+    /// A model that was to be served cannot be: without `--keep-going`, that is the end.
+    fn give_up(&self, index: usize, reason: &str) {
+        if !self.config.residency.keep_going {
+            self.alarm.raise(format!("{}: {reason}", self.engine.slots()[index].spec.id));
+        }
     }
 
     fn load(&self, index: usize) -> Option<JoinHandle<()>> {
@@ -200,6 +266,7 @@ impl Loader {
             Ok(Ok(Loaded { served, memory, thread })) => {
                 *self.failures(index) = 0;
                 slot.set_memory(memory, start.elapsed());
+                self.check_memory();
                 slot.set_ready(Arc::new(served));
                 self.settle();
                 Some(thread)
@@ -249,7 +316,7 @@ impl Loader {
             return self.conclude(StartOutcome::Failed(reason));
         }
         if self.conclude_done() {
-            self.report();
+            own_memory::report(&self.engine, &self.config, self.memory_limit);
         }
     }
 
@@ -278,23 +345,11 @@ impl Loader {
         matches!(*self.outcome.borrow(), StartOutcome::Failed(_))
     }
 
-    /// One line for the operator: what the models in memory need together.
-    fn report(&self) {
-        let (mut weights, mut scratch, mut loaded) = (0, 0, 0);
-        for slot in self.engine.slots() {
-            if let (SlotState::Ready(_), Some(memory)) = (slot.state(), slot.memory()) {
-                (weights, scratch, loaded) =
-                    (weights + memory.weight_bytes, scratch + memory.scratch_bytes, loaded + 1);
-            }
+    /// Ends the start when the models cannot be in memory as planned.
+    fn check_memory(&self) {
+        if let Err(reason) = own_memory::check(&self.engine, &self.config, self.memory_limit) {
+            self.conclude(StartOutcome::Failed(reason));
         }
-        tracing::info!(
-            models = self.engine.slots().len(),
-            loaded,
-            weights_mib = weights >> 20,
-            scratch_mib = scratch >> 20,
-            total_mib = (weights + scratch) >> 20,
-            "memory"
-        );
     }
 
     fn failures(&self, index: usize) -> std::sync::MutexGuard<'_, u32> {

@@ -2,6 +2,8 @@
 //!
 //! Start: logs, configuration, socket, engine (every model loading), server, then the models: one thread obtains their
 //! files, another loads them, one after the other. The socket answers from the first moment: live, not ready, 503 with progress.
+//! While it serves, a watchdog looks at every device thread; when one fails for good, the process ends with
+//! [`DEVICE_FAILED`].
 //! Stop: SIGTERM or SIGINT makes the server say that it is not ready; after the drain delay it accepts nothing more;
 //! what was accepted finishes within the grace period; then queues close and device threads end. A second signal
 //! ends the process at once.
@@ -9,7 +11,9 @@
 mod commands;
 mod keys;
 mod loading;
+mod memory;
 mod serve;
+mod watch;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -18,7 +22,11 @@ use crate::cli::{BundleCommand, Cli, Command, ModelsCommand};
 use crate::config::{self, Environment};
 use crate::observe::log;
 
-pub use serve::{Running, start};
+pub use serve::{End, Running, start};
+pub use watch::{Alarm, Watch};
+
+/// `EX_SOFTWARE` of sysexits: a device failed while serving, and only a new process helps.
+pub const DEVICE_FAILED: u8 = 70;
 
 /// Logs where a panic happened. What it said is left out: library messages may quote the text they choked on.
 fn log_panics() {

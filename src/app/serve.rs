@@ -9,8 +9,10 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::net::TcpListener;
 
+use crate::app::DEVICE_FAILED;
 use crate::app::keys::Hangups;
 use crate::app::loading::{self, Loading, StartOutcome};
+use crate::app::watch::{Alarm, Watch};
 use crate::cli::ServeArgs;
 use crate::config::{self, Config, Environment, ResidencyConfig};
 use crate::engine::residency::Limits;
@@ -31,6 +33,9 @@ const RUNTIME_THREADS: usize = 2;
 const INTERRUPT: &str = "SIGINT";
 /// How long a stopping process waits for a load or for a device thread's last batch.
 const THREADS_JOIN: Duration = Duration::from_secs(2);
+
+/// How long a process whose device failed goes on, so that requests get their refusals.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// Resolves the configuration, serves until told to stop, drains.
 pub(super) fn run(args: &ServeArgs, environment: &Environment) -> anyhow::Result<ExitCode> {
@@ -78,7 +83,14 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new()?;
     let signal = tokio::select! {
         signal = signals.next() => signal,
-        failure = running.failed() => anyhow::bail!("{failure}"),
+        end = running.failed() => match end {
+            End::NotStarted(reason) => anyhow::bail!("{reason}"),
+            End::Device(reason) => {
+                tracing::error!(reason, "stopped: the device failed");
+                running.give_up().await;
+                return Ok(ExitCode::from(DEVICE_FAILED));
+            }
+        },
         never = hangups.serve(&running) => match never {},
     };
     tracing::info!(signal, "draining");
@@ -110,6 +122,17 @@ pub struct Running {
     stop_serving: StopServing,
     server: tokio::task::JoinHandle<ServeReport>,
     loading: Loading,
+    watch: Watch,
+    alarm: Arc<Alarm>,
+}
+
+/// Why the process has to end although nobody asked for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// A model cannot be served.
+    NotStarted(String),
+    /// A device failed while it served.
+    Device(String),
 }
 
 /// Starts serving on `listener`: the socket answers at once, the models load behind it.
@@ -135,8 +158,10 @@ pub fn start(config: Config, listener: TcpListener) -> anyhow::Result<Running> {
     #[expect(clippy::disallowed_methods, reason = "the one server task; `stop` waits for it")]
     let server = tokio::spawn(async move { server::serve(listener, router, &http, metrics, signals).await });
 
-    let loading = loading::start(&engine, config.clone(), shared)?;
-    Ok(Running { address, engine, config, keys, stop_serving, server, loading })
+    let alarm = Arc::new(Alarm::default());
+    let watch = Watch::start(&engine, config.batch.device.stall_limit, &alarm)?;
+    let loading = loading::start(&engine, config.clone(), shared, &alarm)?;
+    Ok(Running { address, engine, config, keys, stop_serving, server, loading, watch, alarm })
 }
 
 const fn policy(config: ResidencyConfig) -> Policy {
@@ -160,12 +185,27 @@ impl Running {
     }
 
     /// Waits for a failure that ends the process; never returns while all is well.
-    async fn failed(&self) -> String {
-        if let Err(reason) = self.ready().await {
-            return reason;
+    pub async fn failed(&self) -> End {
+        let not_started = async {
+            if let Err(reason) = self.ready().await {
+                return reason;
+            }
+            ready_line(self);
+            std::future::pending().await
+        };
+        tokio::select! {
+            reason = self.alarm.raised() => End::Device(reason),
+            reason = not_started => End::NotStarted(reason),
         }
-        ready_line(self);
-        std::future::pending().await
+    }
+
+    /// Refuses what comes and waits a moment for what can still be answered.
+    async fn give_up(self) {
+        self.engine.leave();
+        self.engine.drain();
+        self.stop_serving.stop();
+        // What hangs on the device is cut off with the process.
+        let _ = tokio::time::timeout(LAST_WORDS, self.server).await;
     }
 
     /// Drains and stops; returns how many connections the grace period cut off. For `delay` the server is not ready but
@@ -179,6 +219,8 @@ impl Running {
         self.stop_serving.stop();
         // Requests that wait for a model are served like all others: the loading thread goes on until they are done.
         let cut = self.server.await.map_or(0, |report| report.cut);
+        // From here on, device threads end because they are told to.
+        drop(self.watch);
         let loading = self.loading;
         // Threads end when their work does; one that hangs is left behind, the process ends anyway.
         let join = tokio::task::spawn_blocking(move || loading.join());

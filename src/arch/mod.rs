@@ -25,7 +25,7 @@ use crate::arch::encoder::PackedEncoder;
 use crate::arch::packed::PackedBatch;
 use crate::arch::spec::{DistanceBiasSpec, EncoderSpec};
 use crate::kernel::Isa;
-use crate::weights::{Weights, WeightsError};
+use crate::weights::{Weights, WeightsError, shown};
 
 /// A model's forward pass, owned and called by its device thread alone.
 pub trait Encoder: Send {
@@ -46,6 +46,9 @@ pub enum EncoderError {
     /// The device cannot hold the batch; a smaller one may pass.
     #[error("out of device memory")]
     OutOfMemory,
+    /// The device is unusable for the whole process from now on; nothing computed on it can be trusted.
+    #[error("the device is lost: {reason}")]
+    Lost { reason: String },
     /// Anything else.
     #[error("forward pass failed: {0}")]
     Compute(#[from] candle_core::Error),
@@ -54,11 +57,11 @@ pub enum EncoderError {
 /// Why a model cannot be built.
 #[derive(Debug, Error)]
 pub enum ArchError {
-    #[error("config.json: {reason}")]
+    #[error("config.json: {}", shown(.reason))]
     Config { reason: String },
-    #[error("config.json: {field} = {value} is not implemented")]
+    #[error("config.json: {field} = {} is not implemented", shown(.value))]
     Unsupported { field: &'static str, value: String },
-    #[error("config.json: {field} = {value} is impossible: {reason}")]
+    #[error("config.json: {field} = {} is impossible: {reason}", shown(.value))]
     Impossible { field: &'static str, value: String, reason: &'static str },
     #[error(transparent)]
     Weights(#[from] WeightsError),
@@ -133,10 +136,13 @@ fn refuse_remote_code(config: &Value, known: Option<&str>) -> Result<(), ArchErr
 }
 
 /// Refuses sizes that cannot be meant before anything is allocated from them.
-fn check_sizes(spec: &EncoderSpec, weight_files: &[PathBuf]) -> Result<(), ArchError> {
+///
+/// # Errors
+/// [`ArchError::Impossible`], with the field.
+pub fn check_sizes(spec: &EncoderSpec, weight_files: &[PathBuf]) -> Result<(), ArchError> {
     const LIMIT: usize = 1 << 24;
-    /// Half a million positions of a large model.
-    const MAX_PLACES: usize = 1 << 29;
+    /// Half a million positions with heads of 128 values: 256 MiB.
+    const MAX_PLACES: usize = 1 << 26;
     let impossible = |field, value: String, reason| Err(ArchError::Impossible { field, value, reason });
     let fields = [
         ("hidden_size", spec.hidden_size, LIMIT),
@@ -177,8 +183,17 @@ fn check_sizes(spec: &EncoderSpec, weight_files: &[PathBuf]) -> Result<(), ArchE
     if spec.layers.iter().any(|layer| layer.rotary.is_some()) && !spec.head_size.is_multiple_of(2) {
         return impossible("head size", spec.head_size.to_string(), "rotary positions turn pairs of values");
     }
-    // Rotations and ALiBi are computed for every position at load.
-    if spec.position_table.is_none() && spec.max_tokens.saturating_mul(spec.inner_size()) > MAX_PLACES {
+    // Rotations are computed for every position at load, biases for every head and distance. No file has to hold them,
+    // so its size bounds neither.
+    let turned = spec.layers.iter().any(|layer| layer.rotary.is_some());
+    let rotations = if turned { spec.max_tokens.saturating_mul(spec.head_size) } else { 0 };
+    let reach = match spec.distance_bias {
+        None => 0,
+        Some(DistanceBiasSpec::Buckets { max_distance, .. }) => max_distance,
+        Some(DistanceBiasSpec::Linear) => spec.max_tokens,
+    };
+    let biases = spec.n_heads.saturating_mul(reach).saturating_mul(2);
+    if rotations > MAX_PLACES || biases > MAX_PLACES {
         return impossible("max_position_embeddings", spec.max_tokens.to_string(), "out of range");
     }
     let stored: u64 = weight_files.iter().filter_map(|path| path.metadata().ok()).map(|file| file.len()).sum();

@@ -25,6 +25,8 @@ pub enum RowFailure {
     Failed,
     /// The forward pass panicked on it, even alone.
     Panicked,
+    /// The device has no memory for it, even alone.
+    OutOfMemory,
     /// The device thread ended before computing it.
     Dropped,
 }
@@ -35,6 +37,7 @@ impl fmt::Display for RowFailure {
             Self::NonFinite => "the vector is not finite",
             Self::Failed => "the forward pass failed",
             Self::Panicked => "the forward pass panicked",
+            Self::OutOfMemory => "the device has no memory for it",
             Self::Dropped => "the device thread ended",
         })
     }

@@ -1,8 +1,8 @@
 //! The queue between requests and one model's device thread.
 //!
 //! [`Queue::submit`] accepts all rows of a request or refuses all of them, at once: it never waits and never panics.
-//! [`Queue::next_batch`] is the device thread's side: it sleeps while nothing waits and starts a batch the moment
-//! something does. There is no artificial delay; rows that arrive while a batch computes form the next one.
+//! [`Queue::next_batch`] is the device thread's side: it sleeps while nothing waits, as long as it is told to, and starts a
+//! batch the moment something does. There is no artificial delay; rows that arrive while a batch computes form the next.
 
 mod job;
 pub mod plan;
@@ -66,13 +66,24 @@ struct State {
     tokens_per_second: f64,
     /// The device thread has a batch that is not done.
     busy: bool,
-    /// When the forward pass that is computing began.
-    computing_since: Option<Instant>,
+    /// Tokens of one batch, where the device turned out to hold fewer than the limits say.
+    ceiling: Option<usize>,
+}
+
+/// What the device thread does next.
+#[derive(Debug)]
+pub enum Next {
+    Batch(Vec<Job>),
+    /// Nothing came until the time it was told.
+    Idle,
+    /// Closed and empty.
+    Closed,
 }
 
 impl Queue {
     pub fn new(limits: QueueLimits, metrics: Arc<ModelMetrics>) -> Self {
         metrics.queue_limits(limits.rows, limits.tokens);
+        metrics.batch_limit(limits.batch.tokens);
         let state = Mutex::new(State::new(limits.batch));
         let shared = Shared { state, arrived: Condvar::new(), limits, metrics };
         Self { shared: Arc::new(shared) }
@@ -130,25 +141,31 @@ impl Queue {
         Ok(tickets)
     }
 
-    /// Waits for work and takes the next batch; `None` once the queue is closed and empty.
-    pub fn next_batch(&self) -> Option<Vec<Job>> {
+    /// Takes the next batch; waits for work until then.
+    pub fn next_batch(&self, until: Instant) -> Next {
         let mut state = self.shared.lock();
         state.busy = false;
         loop {
             self.shared.forget_abandoned(&mut state);
-            let plan = state.backlog.plan(self.shared.limits.batch);
+            let budget = self.shared.limits.batch;
+            let tokens = state.ceiling.map_or(budget.tokens, |ceiling| ceiling.min(budget.tokens));
+            let plan = state.backlog.plan(Budget { tokens, ..budget });
             self.shared.cancelled(plan.unwanted);
             self.shared.report(&state);
             if !plan.batch.is_empty() {
                 state.busy = true;
                 drop(state);
                 plan.batch.iter().for_each(Job::start);
-                return Some(plan.batch);
+                return Next::Batch(plan.batch);
             }
             if state.closed {
-                return None;
+                return Next::Closed;
             }
-            state = self.shared.arrived.wait(state).unwrap_or_else(PoisonError::into_inner);
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Next::Idle;
+            }
+            state = self.shared.arrived.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -160,15 +177,13 @@ impl Queue {
         state.tokens_per_second = if old == 0.0 { rate } else { 0.8 * old + 0.2 * rate };
     }
 
-    /// Notes that a forward pass begins; it ends when the mark is dropped, also by a panic.
-    pub fn computing(&self) -> Computing<'_> {
-        self.shared.lock().computing_since = Some(Instant::now());
-        Computing(self)
-    }
-
-    /// Since when the forward pass that is computing has been at it; waiting for a turn does not count.
-    pub fn computing_since(&self) -> Option<Instant> {
-        self.shared.lock().computing_since
+    /// From now on batches hold no more tokens than this: the device ran out of memory with more. A row of more would
+    /// wait for ever, so this must not be less than the longest one.
+    pub fn lower_batch_tokens(&self, tokens: usize) {
+        let mut state = self.shared.lock();
+        let now = state.ceiling.unwrap_or(self.shared.limits.batch.tokens);
+        state.ceiling = Some(tokens.min(now));
+        self.shared.metrics.batch_limit(tokens.min(now));
     }
 
     /// Whether rows wait, or the device thread has a batch that is not done.
@@ -193,17 +208,6 @@ impl Queue {
         drop(state);
         drop(jobs);
         self.shared.arrived.notify_all();
-    }
-}
-
-/// A forward pass in progress.
-#[derive(Debug)]
-#[must_use = "the pass ends when this is dropped"]
-pub struct Computing<'a>(&'a Queue);
-
-impl Drop for Computing<'_> {
-    fn drop(&mut self) {
-        self.0.shared.lock().computing_since = None;
     }
 }
 

@@ -19,6 +19,9 @@ pub struct ResidencyArgs {
     /// Memory for the weights of all models together, in bytes or with a unit (8GiB); room is made as above [default: unlimited]
     #[arg(long, env = "EMBEDSERVE_MAX_MODEL_MEMORY", value_parser = bytes, value_name = "BYTES")]
     pub max_model_memory: Option<u64>,
+    /// Memory that the process may use; what needs more is refused at start, 0 = unlimited [default: the control group's limit]
+    #[arg(long, env = "EMBEDSERVE_MEMORY_LIMIT", value_parser = bytes, value_name = "BYTES")]
+    pub memory_limit: Option<u64>,
     /// Unload a model that no request has used for this long; the next one loads it again [default: never]
     #[arg(long, env = "EMBEDSERVE_IDLE_UNLOAD", value_parser = duration, value_name = "TIME")]
     pub idle_unload: Option<Duration>,

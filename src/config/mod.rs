@@ -125,10 +125,29 @@ pub struct BatchConfig {
     pub max_batch_rows: usize,
     /// CPU threads for tokenising and computing together.
     pub threads: usize,
-    /// One forward pass may take this long before the model counts as stalled.
-    pub stall_limit: Duration,
+    pub device: DeviceConfig,
     /// Kernels to use.
     pub isa: Isa,
+}
+
+/// How each model's device thread is watched.
+#[derive(Debug, Clone, Copy)]
+pub struct DeviceConfig {
+    /// A model that has had no success for this long computes a known row. 5 s: probes come every few seconds, and a
+    /// row of a dozen tokens every 5 s is a thousandth of a processor.
+    pub canary_interval: Duration,
+    /// 5 s: a forward pass that is overdue by this much makes the model not ready, so that balancers go elsewhere long
+    /// before the process ends.
+    pub heartbeat: Duration,
+    /// A forward pass that is overdue by this much ends the process: nothing else frees a device that hangs.
+    pub stall_limit: Duration,
+    /// 20 further forward passes per second to find the rows to blame for failed ones: enough for one poisoned batch
+    /// every second, and a fraction of the passes that a busy device makes anyway.
+    pub isolation_passes_per_second: u32,
+    /// 1 s before a model whose device thread died is loaded again: whatever killed it is over by then or will not be.
+    pub restart_delay: Duration,
+    /// A device thread that dies again within 10 minutes will die a third time: the model is given up.
+    pub restart_window: Duration,
 }
 
 /// Several models in one process: which have to work, and which are in memory.
@@ -140,6 +159,8 @@ pub struct ResidencyConfig {
     pub max_models: Option<usize>,
     /// Weights in memory at most, all models together.
     pub max_bytes: Option<u64>,
+    /// Memory that the whole process may use; `None` = what its control group may, 0 = any.
+    pub memory_limit: Option<u64>,
     /// A model that nobody has used for this long leaves memory.
     pub idle_unload: Option<Duration>,
     /// 2 s: when more models are busy than may be in memory, each keeps its place at least this long. Shorter turns

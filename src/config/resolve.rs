@@ -10,8 +10,8 @@ use crate::catalog::{self, CatalogError, ModelSpec, Names, SourceSpec};
 use crate::cli::{IsaArg, PoolingArg, RequestArgs, ResidencyArgs, ServeArgs, ServerArgs, TokenArraysArg};
 use crate::config::environment::port;
 use crate::config::{
-    ApiKey, BatchConfig, Config, ConfigError, DEFAULT_MODEL, DefaultPrompt, Environment, HttpConfig, KeySources,
-    LifecycleConfig, RequestConfig, ResidencyConfig, source,
+    ApiKey, BatchConfig, Config, ConfigError, DEFAULT_MODEL, DefaultPrompt, DeviceConfig, Environment, HttpConfig,
+    KeySources, LifecycleConfig, RequestConfig, ResidencyConfig, source,
 };
 use crate::kernel::Isa;
 use crate::observe::secret::Secret;
@@ -74,8 +74,23 @@ pub fn batch(args: &ServeArgs) -> Result<BatchConfig, ConfigError> {
         max_batch_tokens: args.batching.max_batch_tokens,
         max_batch_rows: at_least_one("--max-batch-rows", args.batching.max_batch_rows.unwrap_or(usize::MAX))?,
         threads: at_least_one("--threads", args.batching.threads.unwrap_or_else(threads::available))?,
-        stall_limit: args.batching.stall_limit,
+        device: device(args)?,
         isa: isa(args.batching.kernel_isa)?,
+    })
+}
+
+fn device(args: &ServeArgs) -> Result<DeviceConfig, ConfigError> {
+    let positive = |flag, time: Duration| {
+        let reason = "expected a time above zero".to_owned();
+        if time.is_zero() { Err(ConfigError::Invalid { flag, value: "0".to_owned(), reason }) } else { Ok(time) }
+    };
+    Ok(DeviceConfig {
+        canary_interval: positive("--canary-interval", args.batching.canary_interval)?,
+        heartbeat: Duration::from_secs(5),
+        stall_limit: positive("--stall-limit", args.batching.stall_limit)?,
+        isolation_passes_per_second: 20,
+        restart_delay: Duration::from_secs(1),
+        restart_window: Duration::from_mins(10),
     })
 }
 
@@ -208,6 +223,7 @@ fn residency(args: &ResidencyArgs) -> Result<ResidencyConfig, ConfigError> {
         keep_going: args.keep_going,
         max_models: args.max_loaded_models.map(positive).transpose()?,
         max_bytes: args.max_model_memory,
+        memory_limit: args.memory_limit,
         idle_unload: args.idle_unload,
         turn: Duration::from_secs(2),
         max_waiting: 1024,

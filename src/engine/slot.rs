@@ -59,6 +59,8 @@ pub struct Failure {
 pub enum FailedAt {
     Files,
     Load,
+    /// Its device thread died.
+    Device,
 }
 
 /// Memory that a loaded model needs.
@@ -171,6 +173,12 @@ impl Slot {
         self.lock().memory
     }
 
+    /// What it needs when loaded, as far as that is known.
+    pub fn needed(&self) -> Memory {
+        let inner = self.lock();
+        inner.memory.unwrap_or(Memory { weight_bytes: inner.estimate_bytes, scratch_bytes: 0 })
+    }
+
     // What the loading thread reports.
 
     /// Its files lie ready, and their weights will need about this much; it is loaded where there is room.
@@ -214,6 +222,13 @@ impl Slot {
         inner.at_start = None;
         inner.state = SlotState::Failed(failure);
         self.change(inner, ModelState::Dead);
+    }
+
+    /// A model whose device thread died is to be loaded again, where there still is room. It is not ready before.
+    pub fn revive(&self) {
+        let mut inner = self.lock();
+        (inner.state, inner.at_start) = (SlotState::Loading, Some(Instant::now()));
+        self.change(inner, ModelState::Loading);
     }
 
     /// It stays out of memory until a request asks for it.
@@ -295,8 +310,8 @@ impl Slot {
             SlotState::Loading => Err(EngineError::Loading { retry_after: self.progress.expected_wait() }),
             SlotState::Failed(failure) if failure.may_retry(Instant::now()) => Ok(None),
             SlotState::Failed(failure) => Err(EngineError::Unavailable { reason: failure.reason.clone() }),
-            SlotState::Ready(served) if served.runner.health() == Health::Dead => {
-                Err(EngineError::Unavailable { reason: "the device thread has ended".to_owned() })
+            SlotState::Ready(served) if matches!(served.runner.health(), Health::Dead | Health::Broken(_)) => {
+                Err(EngineError::Unavailable { reason: FailedAt::Device.describe().to_owned() })
             }
             SlotState::Ready(served) if !inner.leaving => {
                 let lease = Lease { served: Arc::clone(served), slot: Arc::clone(self) };
@@ -366,6 +381,7 @@ impl FailedAt {
         match self {
             Self::Files => "its files could not be obtained",
             Self::Load => "its files could not be loaded",
+            Self::Device => "its device thread ended",
         }
     }
 }

@@ -178,6 +178,8 @@ impl ApiError {
             EngineError::Row { place, failure } => match failure {
                 RowFailure::NonFinite => Self::NonFinite { place: place.to_string() },
                 RowFailure::Failed | RowFailure::Panicked => Self::RowFailed,
+                // Others may have the memory now; by itself the row is a valid one.
+                RowFailure::OutOfMemory => Self::Overloaded { retry: RetryAfter::of(UNAVAILABLE_WAIT) },
                 RowFailure::Dropped => Self::Unavailable { model: model(), retry: RetryAfter::of(UNAVAILABLE_WAIT) },
             },
             EngineError::Internal(_) => Self::Internal,

@@ -158,7 +158,7 @@ pub async fn version(State(state): State<Arc<HttpState>>) -> Response {
 fn readiness(slot: &Slot, default: bool) -> ModelHealth {
     let now = slot.state();
     let state = name_of(&now);
-    let reason = if let SlotState::Failed(failure) = &now { Some(failure.at.describe()) } else { None };
+    let reason = reason_of(&now);
     let progress = (state == LOADING).then(|| slot.progress.describe());
     // A request for a model that is not in memory waits a moment and is answered.
     let ready = state == READY || matches!(now, SlotState::Unloaded | SlotState::Waking);
@@ -178,8 +178,22 @@ pub(super) fn name_of(state: &SlotState) -> &'static str {
         SlotState::Ready(served) => match served.runner.health() {
             Health::Ready => READY,
             Health::Stalled { .. } => "stalled",
-            Health::Dead => "dead",
+            Health::Dead | Health::Broken(_) => "dead",
         },
+    }
+}
+
+/// Why a model is not ready, in general terms.
+fn reason_of(state: &SlotState) -> Option<&'static str> {
+    match state {
+        SlotState::Failed(failure) => Some(failure.at.describe()),
+        SlotState::Ready(served) => match served.runner.health() {
+            Health::Ready => None,
+            Health::Stalled { .. } => Some("a forward pass takes too long"),
+            Health::Dead => Some("its device thread ended"),
+            Health::Broken(breakage) => Some(breakage.describe()),
+        },
+        SlotState::Loading | SlotState::Waking | SlotState::Unloaded => None,
     }
 }
 

@@ -26,7 +26,7 @@ use std::any::Any;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::http::{HeaderName, HeaderValue, Method, Uri};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
@@ -136,7 +136,16 @@ fn surrounded(routes: Router<Arc<HttpState>>, state: Arc<HttpState>) -> Router {
         .layer(from_fn_with_state(Arc::clone(&state), exchange::exchange))
         .with_state(state);
     // Before routing, hence around the router: what a path means is decided once, for keys and routes alike.
-    Router::new().fallback_service(routes.map_request(path::normalise))
+    Router::new().fallback_service(routes.map_request(path::normalise).map_response(hide_methods))
+}
+
+/// axum names a route's methods on every answer that its fallback gives, outside all middleware: to a caller without a
+/// key that would tell which routes exist.
+fn hide_methods(mut response: Response) -> Response {
+    if response.status() != StatusCode::METHOD_NOT_ALLOWED {
+        response.headers_mut().remove(header::ALLOW);
+    }
+    response
 }
 
 /// A route as the outside may know it: its pattern, the methods it allows, and whether it needs a key.

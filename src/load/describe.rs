@@ -4,11 +4,11 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::arch::{ArchError, family};
+use crate::arch::{self, ArchError, family};
 use crate::catalog::ModelSpec;
 use crate::config::RequestConfig;
 use crate::load::modules::{Modules, StepModule, required_json};
-use crate::load::{LoadError, limits, memory};
+use crate::load::{LoadError, limits, memory, weight_files};
 use crate::request::RequestLimits;
 
 /// A model as it would be served.
@@ -34,6 +34,7 @@ pub fn describe(spec: &ModelSpec, folder: &Path, requests: &RequestConfig) -> Re
     let architecture = config.get("model_type").and_then(Value::as_str).unwrap_or_default().to_owned();
     let unknown = || ArchError::Unsupported { field: "model_type", value: architecture.clone() };
     let encoder = (family::find(&architecture, &config).ok_or_else(unknown)?.spec)(&config)?;
+    arch::check_sizes(&encoder, &weight_files(folder)?)?;
     let dense = modules.steps.iter().rev().find_map(|step| match step {
         StepModule::Dense(module) => Some(module.out_features),
         StepModule::LayerNorm(_) | StepModule::Normalize => None,

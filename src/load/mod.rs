@@ -31,12 +31,12 @@ use crate::observe::progress::LoadProgress;
 use crate::pool::{Head, Norm, Step};
 use crate::request::{Dimensions, RequestLimits};
 use crate::runner::warmup::{self, WarmupError};
-use crate::runner::{self, Computation};
+use crate::runner::{self, Computation, Device as DeviceThread};
 use crate::threads::Threads;
 use crate::tokenize::load::TokenizerLoadError;
 use crate::tokenize::workers::Workers;
 use crate::tokenize::{Tokenizer, TokenizerSource};
-use crate::weights::{Weights, WeightsError};
+use crate::weights::{Weights, WeightsError, shown};
 use modules::prompts::NoSuchPrompt;
 use modules::{DenseModule, LayerNormModule, Modules, ModulesError, StepModule, required_json};
 
@@ -56,13 +56,13 @@ pub enum LoadError {
     Weights(#[from] WeightsError),
     #[error(transparent)]
     Tokenizer(#[from] TokenizerLoadError),
-    #[error("the tokenizer failed on a probe: {0}")]
+    #[error("the tokenizer failed on a probe: {}", shown(.0))]
     Probe(String),
     #[error(transparent)]
     Warmup(#[from] WarmupError),
     #[error("a row of {row} tokens does not fit a batch of {batch}: raise --max-batch-tokens or lower --max-model-len")]
     BatchTooSmall { row: usize, batch: usize },
-    #[error("{field} = {value} does not fit the model: {reason}")]
+    #[error("{field} = {value} does not fit the model: {}", shown(.reason))]
     Setting { field: &'static str, value: String, reason: String },
     #[error("cannot start the device thread: {0}")]
     Thread(#[from] std::io::Error),
@@ -123,7 +123,8 @@ pub fn load(
     )?;
     let probe = tokenizer.encode_probe(PROBE).map_err(LoadError::Probe)?;
     let mut computation = Computation { encoder: encoder.encoder, head, threads: Arc::clone(&shared.threads) };
-    let forward = warmup::self_test(&mut computation, &probe, Dimensions::native(&limits))?;
+    let canary = warmup::self_test(&mut computation, &probe, Dimensions::native(&limits))?;
+    let forward = canary.took();
     let tokens_per_second = probe.len() as f64 / forward.as_secs_f64().max(1e-6);
     let budget = batch_budget(batch, limits.max_tokens, tokens_per_second)?;
 
@@ -157,7 +158,14 @@ pub fn load(
     let queue_limits =
         QueueLimits { rows: batch.queue_rows, tokens: batch.queue_tokens, timeout: batch.queue_timeout, batch: budget };
     let queue = Queue::new(queue_limits, model_metrics);
-    let runner = runner::spawn(&spec.id, computation, queue.clone(), batch.stall_limit, &shared.metrics)?;
+    let bounds = runner::Limits {
+        canary_interval: batch.device.canary_interval,
+        heartbeat: batch.device.heartbeat,
+        longest_row: limits.max_tokens,
+        isolation_passes_per_second: batch.device.isolation_passes_per_second,
+    };
+    let device = DeviceThread { model: spec.id.clone(), computation, canary, queue: queue.clone(), limits: bounds };
+    let runner = runner::spawn(device, &shared.metrics)?;
     Ok(Loaded { served: Served { limits, tokenizer, queue, runner: runner.info }, memory, thread: runner.thread })
 }
 

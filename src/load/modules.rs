@@ -16,6 +16,7 @@ use thiserror::Error;
 
 use crate::catalog::id::RelPath;
 use crate::pool::PoolingMode;
+use crate::weights::shown;
 use prompts::OwnPrompts;
 pub use steps::{DenseModule, LayerNormModule, StepModule};
 
@@ -37,9 +38,9 @@ const MAX_CONFIG_BYTES: u64 = 4 * 1024 * 1024;
 pub enum ModulesError {
     #[error("cannot read {path}: {reason}")]
     Read { path: PathBuf, reason: String },
-    #[error("{path}: {reason}")]
+    #[error("{path}: {}", shown(.reason))]
     Format { path: PathBuf, reason: String },
-    #[error("{path}: {field} = {value} is not implemented")]
+    #[error("{path}: {field} = {} is not implemented", shown(.value))]
     Unsupported { path: PathBuf, field: &'static str, value: String },
 }
 

@@ -19,7 +19,7 @@ use prometheus_client::registry::Registry;
 
 use sheet::{Counters, Gauges, Histograms, Scale, Sheet, labels, zero};
 
-pub use kinds::{ArrayReading, BatchFailure, ModelState, PanicThread, Refusal, UnloadReason};
+pub use kinds::{ArrayReading, BatchFailure, CanaryResult, ModelState, PanicThread, Refusal, Split, UnloadReason};
 pub use model::{ModelInfo, ModelMetrics};
 pub use wire::{Answer, AuthFailure, ConnectionEnd, Gone, HttpMetrics, LimitKind, Receipt, UNMATCHED};
 
@@ -58,6 +58,11 @@ struct Table {
     batches: Counters,
     batch_failures: Counters,
     batch_splits: Counters,
+    batch_limit: Gauges,
+    isolations_refused: Counters,
+    rows_quarantined: Counters,
+    canary: Counters,
+    model_restarts: Counters,
     batch_rows: Histograms,
     batch_tokens: Histograms,
     batch_duration: Histograms,
@@ -94,6 +99,14 @@ impl Table {
             batches: s.counters("embedserve_batches", "Forward passes, by model and device"),
             batch_failures: s.counters("embedserve_batch_failures", "Forward passes without a result, by reason"),
             batch_splits: s.counters("embedserve_batch_splits", "Batches tried again in halves, by reason"),
+            batch_limit: s.gauges("embedserve_batch_limit_tokens", "Tokens that one batch may have now, by model"),
+            isolations_refused: s.counters(
+                "embedserve_batch_isolations_refused",
+                "Batches that failed as a whole: finding the rows to blame had used up its budget",
+            ),
+            rows_quarantined: s.counters("embedserve_rows_quarantined", "Rows refused because they failed alone just before"),
+            canary: s.counters("embedserve_canary", "Probes of an idle device compared with their vector, by result"),
+            model_restarts: s.counters("embedserve_model_restarts", "Loads after the death of a device thread, by model"),
             batch_rows: s.histograms(Rows, "embedserve_batch_rows", "Rows of one forward pass"),
             batch_tokens: s.histograms(Tokens, "embedserve_batch_tokens", "Tokens of one forward pass"),
             batch_duration: s.histograms(Stages, "embedserve_batch_duration_seconds", "Time of one forward pass"),

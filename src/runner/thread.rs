@@ -1,19 +1,21 @@
-//! The loop of the device thread: take a batch, compute, answer. The only caller of [`Encoder::forward`].
+//! The loop of the device thread: take a batch, compute, answer; prove that it still works when there has been no
+//! success for a while. The only caller of [`Encoder::forward`].
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::arch::packed::PackedBatch;
 use crate::arch::{Encoder, EncoderError};
-use crate::batch::{Job, Queue, RowFailure};
-use crate::observe::metrics::{BatchFailure, Metrics, ModelMetrics, PanicThread};
+use crate::batch::{Job, Next, Queue, RowFailure};
+use crate::observe::metrics::{BatchFailure, CanaryResult, Metrics, ModelMetrics, PanicThread, Split};
 use crate::pool::{FiniteRow, Head, NonFinite};
 use crate::request::RowShape;
-use crate::runner::{RunnerInfo, isolate};
+use crate::runner::isolate::{Isolated, Isolation};
+use crate::runner::pulse::{Pulse, Purpose};
+use crate::runner::{Breakage, Canary, Limits, RunnerInfo};
 use crate::threads::Threads;
 
 /// One model's computation: encoder and head, and the CPU budget they run on.
@@ -36,6 +38,8 @@ pub type Vectors = Vec<Result<FiniteRow, NonFinite>>;
 #[derive(Debug)]
 pub enum BatchError {
     OutOfMemory,
+    /// The device is unusable from now on.
+    Lost(String),
     Failed(EncoderError),
     Panicked(String),
 }
@@ -56,10 +60,22 @@ impl Computation {
         match catch_unwind(AssertUnwindSafe(|| threads.beside(forward))) {
             Ok(Ok(vectors)) => Ok(vectors),
             Ok(Err(EncoderError::OutOfMemory)) => Err(BatchError::OutOfMemory),
-            Ok(Err(error)) => Err(BatchError::Failed(error)),
+            Ok(Err(EncoderError::Lost { reason })) => Err(BatchError::Lost(reason)),
+            Ok(Err(error @ EncoderError::Compute(_))) => Err(BatchError::Failed(error)),
             Err(panic) => Err(BatchError::Panicked(panic_text(panic.as_ref()))),
         }
     }
+}
+
+/// What one device thread owns.
+#[derive(Debug)]
+pub struct Device {
+    /// Its name in logs and metrics.
+    pub model: String,
+    pub computation: Computation,
+    pub canary: Canary,
+    pub queue: Queue,
+    pub limits: Limits,
 }
 
 /// A running device thread.
@@ -69,24 +85,21 @@ pub struct Runner {
     pub thread: JoinHandle<()>,
 }
 
-/// Starts the device thread named after `model`; it runs until the queue is closed and empty.
+/// Starts the device thread; it runs until the queue is closed and empty, or until the device breaks.
 ///
 /// # Errors
 /// The operating system refused the thread.
-pub fn spawn(
-    model: &str,
-    mut computation: Computation,
-    queue: Queue,
-    stall_limit: Duration,
-    metrics: &Arc<Metrics>,
-) -> std::io::Result<Runner> {
-    let dead = Arc::new(AtomicBool::new(false));
-    let info = RunnerInfo { queue: queue.clone(), stall_limit, dead: Arc::clone(&dead) };
-    let (metrics, model_metrics, model) = (Arc::clone(metrics), metrics.model(model), model.to_owned());
+pub fn spawn(device: Device, metrics: &Arc<Metrics>) -> std::io::Result<Runner> {
+    let pulse = Arc::new(Pulse::new(device.limits, device.canary.pace()));
+    let info = RunnerInfo { pulse: Arc::clone(&pulse) };
+    let end = End { pulse: Arc::clone(&pulse), queue: device.queue.clone() };
+    let isolation = Isolation::new(device.limits.isolation_passes_per_second);
+    let (own, metrics) = (metrics.model(&device.model), Arc::clone(metrics));
+    let mut served = Serving { device, pulse, isolation, metrics, own };
     let thread = std::thread::Builder::new().name("device".to_owned()).spawn(move || {
-        let _end = End { dead, queue: queue.clone() };
-        while let Some(jobs) = queue.next_batch() {
-            compute(&model, &mut computation, jobs, &queue, (&metrics, &model_metrics));
+        let end = end;
+        if let Err(breakage) = served.run() {
+            end.pulse.broke(breakage);
         }
     })?;
     Ok(Runner { info, thread })
@@ -94,66 +107,145 @@ pub fn spawn(
 
 /// However the thread ends, its queue says so and everything in it is answered.
 struct End {
-    dead: Arc<AtomicBool>,
+    pulse: Arc<Pulse>,
     queue: Queue,
 }
 
 impl Drop for End {
     fn drop(&mut self) {
-        self.dead.store(true, Ordering::Release);
+        self.pulse.ended();
         self.queue.abort();
     }
 }
 
-fn compute(
-    model: &str,
-    computation: &mut Computation,
-    jobs: Vec<Job>,
-    queue: &Queue,
-    (metrics, model_metrics): (&Metrics, &ModelMetrics),
-) {
-    let rows: Vec<&[u32]> = jobs.iter().map(Job::ids).collect();
-    let shapes: Vec<RowShape> = jobs.iter().map(Job::shape).collect();
-    let (n_rows, n_tokens) = (rows.len(), rows.iter().map(|row| row.len()).sum());
-    let start = Instant::now();
-    let threads = Arc::clone(&computation.threads);
-    let results = isolate::run(&rows, &shapes, |rows, shapes| {
-        let _turn = threads.take_turn();
-        // The stall limit is for a forward pass, not for the batches of other models before it.
-        let _pass = queue.computing();
-        computation.run(rows, shapes).inspect_err(|error| report(model, error, rows.len(), (metrics, model_metrics)))
-    });
-    let took = start.elapsed();
-    queue.batch_done(n_tokens, took);
-    model_metrics.batch_done(n_rows, n_tokens, took);
-    model_metrics.ran(took);
-    if results.iter().any(Result::is_ok) {
-        model_metrics.success_now();
-    }
-    for (job, result) in jobs.into_iter().zip(results) {
-        if result == Err(RowFailure::NonFinite) {
-            model_metrics.row_non_finite();
+/// A device thread at work.
+struct Serving {
+    device: Device,
+    pulse: Arc<Pulse>,
+    isolation: Isolation,
+    metrics: Arc<Metrics>,
+    own: Arc<ModelMetrics>,
+}
+
+impl Serving {
+    fn run(&mut self) -> Result<(), Breakage> {
+        loop {
+            // Also between batches of which none succeeds: it is not known then whether the rows are to blame.
+            if self.pulse.canary_due() <= Instant::now() {
+                self.check()?;
+            }
+            match self.device.queue.next_batch(self.pulse.canary_due()) {
+                Next::Batch(jobs) => self.compute(jobs)?,
+                Next::Idle => {}
+                Next::Closed => return Ok(()),
+            }
         }
-        job.answer(result, took);
+    }
+
+    /// Computes the canary.
+    fn check(&mut self) -> Result<(), Breakage> {
+        let Device { model, computation, canary, .. } = &mut self.device;
+        let threads = Arc::clone(&computation.threads);
+        let work = self.pulse.begin();
+        let _turn = threads.take_turn();
+        work.compute(canary.n_tokens(), Purpose::Canary);
+        let result = canary.check(computation);
+        self.own.canary(match result {
+            Ok(()) => CanaryResult::Ok,
+            Err(Breakage::CanaryMismatch) => CanaryResult::Mismatch,
+            Err(Breakage::CanaryFailed | Breakage::DeviceLost) => CanaryResult::Error,
+        });
+        match result {
+            Ok(()) => {
+                self.pulse.succeeded();
+                self.own.success_now();
+            }
+            Err(breakage) => tracing::error!(model, reason = breakage.describe(), "the device cannot be trusted"),
+        }
+        result
+    }
+
+    /// Computes one batch and answers its rows.
+    fn compute(&mut self, jobs: Vec<Job>) -> Result<(), Breakage> {
+        let Self { device, pulse, isolation, metrics, own } = self;
+        let Device { model, computation, queue, limits, canary: _ } = device;
+        let rows: Vec<&[u32]> = jobs.iter().map(Job::ids).collect();
+        let shapes: Vec<RowShape> = jobs.iter().map(Job::shape).collect();
+        let (n_rows, n_tokens) = (rows.len(), tokens(&rows));
+        let start = Instant::now();
+        let threads = Arc::clone(&computation.threads);
+        let mut lost: Option<String> = None;
+        let Isolated { rows: results, refused, quarantined } = isolation.run(&rows, &shapes, |rows, shapes| {
+            if let Some(reason) = &lost {
+                return Err(BatchError::Lost(reason.clone()));
+            }
+            let work = pulse.begin();
+            let _turn = threads.take_turn();
+            work.compute(tokens(rows), Purpose::Rows);
+            computation.run(rows, shapes).inspect_err(|error| {
+                report(model, error, rows.len(), (metrics, own));
+                match error {
+                    BatchError::Lost(reason) => lost = Some(reason.clone()),
+                    BatchError::OutOfMemory => queue.lower_batch_tokens((tokens(rows) / 2).max(limits.longest_row)),
+                    BatchError::Failed(_) | BatchError::Panicked(_) => {}
+                }
+            })
+        });
+        let took = start.elapsed();
+        if lost.is_some() {
+            // Before anybody is answered: whoever comes back finds the model dead.
+            pulse.broke(Breakage::DeviceLost);
+        }
+        queue.batch_done(n_tokens, took);
+        own.batch_done(n_rows, n_tokens, took);
+        own.ran(took);
+        if results.iter().any(Result::is_ok) {
+            pulse.succeeded();
+            own.success_now();
+        }
+        if refused {
+            own.isolation_refused();
+            tracing::warn!(model, rows = n_rows, "a batch failed as a whole: too many have failed lately");
+        }
+        if quarantined > 0 {
+            own.rows_quarantined(quarantined);
+        }
+        for (job, result) in jobs.into_iter().zip(results) {
+            if result == Err(RowFailure::NonFinite) {
+                own.row_non_finite();
+            }
+            job.answer(result, took);
+        }
+        if lost.is_some() { Err(Breakage::DeviceLost) } else { Ok(()) }
     }
 }
 
+fn tokens(rows: &[&[u32]]) -> usize {
+    rows.iter().map(|row| row.len()).sum()
+}
+
 /// Logged once, here, where the failure is handled; never the input.
-fn report(model: &str, error: &BatchError, rows: usize, (metrics, model_metrics): (&Metrics, &ModelMetrics)) {
-    model_metrics.batch_split();
+fn report(model: &str, error: &BatchError, rows: usize, (metrics, own): (&Metrics, &ModelMetrics)) {
     match error {
         BatchError::OutOfMemory => {
-            model_metrics.batch_failed(BatchFailure::Oom);
-            tracing::warn!(model, rows, "out of device memory; splitting the batch");
+            own.batch_split(Split::Oom);
+            own.batch_failed(BatchFailure::Oom);
+            tracing::warn!(model, rows, "out of device memory; splitting the batch, and smaller ones from now on");
+        }
+        BatchError::Lost(reason) => {
+            own.batch_failed(BatchFailure::Device);
+            tracing::error!(model, rows, reason, "the device is lost");
         }
         BatchError::Failed(error) => {
-            model_metrics.batch_failed(BatchFailure::Device);
+            own.batch_split(Split::Isolate);
+            own.batch_failed(BatchFailure::Device);
             tracing::error!(model, rows, %error, "forward pass failed; isolating the row");
         }
         // The message may quote the input: the place of the panic is in the log already.
         BatchError::Panicked(_) => {
+            own.batch_split(Split::Isolate);
             metrics.panicked(PanicThread::Runner);
-            model_metrics.batch_failed(BatchFailure::Panic);
+            own.batch_failed(BatchFailure::Panic);
             tracing::error!(model, rows, "forward pass panicked; isolating the row");
         }
     }

@@ -1,12 +1,13 @@
 //! The self-test before a model is called ready: the packed forward pass must give finite vectors, and the same bits
 //! for a row alone and in company. Runs on the loading thread, before the computation moves to its device thread.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use thiserror::Error;
 
 use crate::pool::FiniteRow;
 use crate::request::{Dimensions, RowShape};
+use crate::runner::Canary;
 use crate::runner::thread::{BatchError, Computation};
 
 /// Why a loaded model may not serve.
@@ -16,27 +17,29 @@ pub enum WarmupError {
     Failed(String),
     #[error("the first forward pass gave a non-finite vector: the weights are damaged")]
     NonFinite,
+    #[error("the same row has two vectors: the kernels or the memory of this machine are broken")]
+    NotRepeatable,
     #[error("a row's vector changes with its neighbours (by {difference:e}): the kernels are broken on this machine")]
     NotInvariant { difference: f32 },
 }
 
-/// Computes `probe` alone and between copies of its own prefixes; returns the time of the pass alone.
+/// Computes `probe` twice alone and once between copies of its own prefixes; what comes out is what the device thread has
+/// to compute again and again.
 ///
 /// # Errors
 /// See [`WarmupError`].
-pub fn self_test(
-    computation: &mut Computation,
-    probe: &[u32],
-    dimensions: Dimensions,
-) -> Result<Duration, WarmupError> {
+pub fn self_test(computation: &mut Computation, probe: &[u32], dimensions: Dimensions) -> Result<Canary, WarmupError> {
     let alone = run(computation, &[probe], dimensions)?;
     let start = Instant::now();
-    run(computation, &[probe], dimensions)?;
+    let again = run(computation, &[probe], dimensions)?;
     let took = start.elapsed();
+    if alone != again {
+        return Err(WarmupError::NotRepeatable);
+    }
     let prefix = probe.get(..probe.len().div_ceil(2)).unwrap_or(probe);
     let packed = run(computation, &[prefix, probe, prefix, prefix], dimensions)?;
-    match (alone.first(), packed.get(1)) {
-        (Some(alone), Some(packed)) if alone == packed => Ok(took),
+    match (alone.into_iter().next(), packed.get(1)) {
+        (Some(alone), Some(packed)) if alone == *packed => Ok(Canary::new(probe, dimensions, alone, took)),
         (Some(alone), Some(packed)) => {
             let pairs = alone.as_slice().iter().zip(packed.as_slice());
             let difference = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
@@ -51,7 +54,7 @@ fn run(computation: &mut Computation, rows: &[&[u32]], dimensions: Dimensions) -
         WarmupError::Failed(match error {
             BatchError::OutOfMemory => "out of memory".to_owned(),
             BatchError::Failed(error) => error.to_string(),
-            BatchError::Panicked(panic) => panic,
+            BatchError::Lost(reason) | BatchError::Panicked(reason) => reason,
         })
     })?;
     vectors.into_iter().collect::<Result<_, _>>().map_err(|_| WarmupError::NonFinite)

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::catalog::id::IdError;
+use crate::catalog::id::{IdError, printable};
 
 /// What `obtain` answers when a model's files are not to be had.
 #[derive(Debug, Error)]
@@ -31,7 +31,7 @@ pub struct Attempt {
 pub enum Cause {
     #[error("stopped")]
     Stopped,
-    #[error("offline, and the cache lacks: {}", .missing.join(", "))]
+    #[error("offline, and the cache lacks: {}", names(.missing))]
     Offline { missing: Vec<String> },
     #[error("cannot reach {host}: {reason}")]
     Unreachable { host: String, reason: String },
@@ -47,17 +47,17 @@ pub enum Cause {
     Deadline { what: String, after: Duration },
     #[error("redirect from {from} refused, {reason}: {to}")]
     Redirect { from: String, to: String, reason: &'static str },
-    #[error("file has {size} bytes, limit {limit}: {file}")]
+    #[error("file has {size} bytes, limit {limit}: {}", printable(.file))]
     TooLarge { file: String, size: u64, limit: u64 },
-    #[error("size differs, expected {expected}, found {found}: {file}")]
+    #[error("size differs, expected {expected}, found {found}: {}", printable(.file))]
     Size { file: String, expected: u64, found: u64 },
-    #[error("hash differs, expected {expected}, found {found}: {file}")]
+    #[error("hash differs, expected {expected}, found {found}: {}", printable(.file))]
     Hash { file: String, expected: String, found: String },
-    #[error("cached file is damaged, and offline it cannot be fetched again: {file}")]
+    #[error("cached file is damaged, and offline it cannot be fetched again: {}", printable(.file))]
     Damaged { file: String },
     #[error(transparent)]
     Name(#[from] IdError),
-    #[error("files are missing: {}", .files.join(", "))]
+    #[error("files are missing: {}", names(.files))]
     Missing { files: Vec<String> },
     #[error(
         "weights are needed as safetensors; only formats that can run code or are unsupported are offered: {found}; \
@@ -72,7 +72,7 @@ pub enum Cause {
     Pickled { repo: String, found: String, reason: String },
     #[error("cannot read {file}: {reason}")]
     Unreadable { file: String, reason: String },
-    #[error("link leaves the model's folder: {file}")]
+    #[error("link leaves the model's folder: {}", printable(.file))]
     Escape { file: String },
     #[error("cannot {action} {}: {source}", .path.display())]
     Io { action: &'static str, path: PathBuf, source: std::io::Error },
@@ -138,6 +138,15 @@ fn list(attempts: &[Attempt]) -> String {
     lines.join("; ")
 }
 
+/// The first few names; a hostile index of weights has thousands.
+fn names(files: &[String]) -> String {
+    let mut names: Vec<String> = files.iter().take(SHOWN_NAMES).map(|file| printable(file)).collect();
+    if files.len() > SHOWN_NAMES {
+        names.push(format!("and {} more", files.len() - SHOWN_NAMES));
+    }
+    names.join(", ")
+}
+
 const fn hint(status: u16) -> &'static str {
     match status {
         401 | 403 => " (no such repository, or it needs a token that may read it)",
@@ -147,3 +156,5 @@ const fn hint(status: u16) -> &'static str {
         _ => "",
     }
 }
+
+const SHOWN_NAMES: usize = 8;

@@ -14,24 +14,43 @@ use zip::ZipArchive;
 use zip::result::ZipError;
 
 use crate::catalog::id::{RelPath, printable};
-use crate::source::cache::{create, create_parent, sync};
+use crate::source::cache::{create, create_folder, create_parent, ensure_space, sync};
 use crate::source::error::Cause;
 use crate::source::fault;
-use crate::source::layout::{Listing, MAX_SMALL_BYTES};
+use crate::source::layout::{self, Listing, MAX_SMALL_BYTES};
 
 /// An opened wheel whose directory has passed every check.
 #[derive(Debug)]
-pub(super) struct Wheel {
+struct Wheel {
     archive: ZipArchive<File>,
     /// Below the model's folder: where each file is, and its declared size.
     members: BTreeMap<RelPath, (usize, u64)>,
+}
+
+/// Unpacks the model below `folder` of an archive into `into`, which it creates; `limit` bounds each file.
+///
+/// # Errors
+/// An archive that is not what it claims to be, or does not hold a whole model; `into` is then to be removed.
+pub fn unpack(
+    archive: &Path,
+    folder: &RelPath,
+    limit: u64,
+    into: &Path,
+    stop: &AtomicBool,
+) -> Result<Vec<RelPath>, Cause> {
+    let mut archive = Wheel::open(archive, folder, limit)?;
+    let files: Vec<RelPath> = layout::plan(&mut archive)?.all().cloned().collect();
+    ensure_space(into.parent().unwrap_or(into), archive.unpacked_bytes(&files))?;
+    create_folder(into)?;
+    archive.extract(&files, into, stop)?;
+    Ok(files)
 }
 
 // === impl Wheel ===
 
 impl Wheel {
     /// Opens and checks; `limit` bounds each member, twice `limit` all of them together.
-    pub(super) fn open(path: &Path, folder: &RelPath, limit: u64) -> Result<Self, Cause> {
+    fn open(path: &Path, folder: &RelPath, limit: u64) -> Result<Self, Cause> {
         let file = File::open(path).map_err(Cause::io("open", path))?;
         let mut archive = ZipArchive::new(file).map_err(|error| unreadable("the archive itself", &error))?;
         if archive.len() > MAX_MEMBERS {
@@ -72,12 +91,12 @@ impl Wheel {
     }
 
     /// Bytes that `files` take when unpacked, as declared.
-    pub(super) fn unpacked_bytes(&self, files: &[RelPath]) -> u64 {
+    fn unpacked_bytes(&self, files: &[RelPath]) -> u64 {
         files.iter().filter_map(|file| self.members.get(file)).map(|(_, size)| size).sum()
     }
 
     /// Writes `files` below `into`, flushed.
-    pub(super) fn extract(&mut self, files: &[RelPath], into: &Path, stop: &AtomicBool) -> Result<(), Cause> {
+    fn extract(&mut self, files: &[RelPath], into: &Path, stop: &AtomicBool) -> Result<(), Cause> {
         for file in files {
             fault::point("between_members");
             let path = file.within(into);

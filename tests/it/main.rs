@@ -11,6 +11,7 @@ mod auth;
 mod bundle;
 mod catalog;
 mod connections;
+mod corpus;
 mod download;
 mod download_cache;
 mod download_conversion;

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use embedserve::config::Config;
-use embedserve::runner::Health;
+use embedserve::runner::{Health, Limits};
 use embedserve::threads::Threads;
 use tempfile::TempDir;
 
-use crate::support::device::{TestDevice, limits, soon, until};
+use crate::support::device::{TestDevice, bounds, limits, soon, until};
 use crate::support::evil::BLOCK;
 use crate::support::gate::Gate;
 use crate::support::golden::{Golden, Item, folder};
@@ -372,8 +372,9 @@ async fn memory_is_reported_and_can_be_limited() {
 #[tokio::test]
 async fn waiting_for_another_model_is_not_a_stall() {
     let threads = Arc::new(Threads::new(1).unwrap());
-    let hanging = TestDevice::start_on(limits(), Duration::from_millis(60), Arc::clone(&threads));
-    let patient = TestDevice::start_on(limits(), Duration::from_millis(1), threads);
+    let within = |heartbeat| Limits { heartbeat, ..bounds() };
+    let hanging = TestDevice::start_on(limits(), within(Duration::from_millis(60)), Arc::clone(&threads));
+    let patient = TestDevice::start_on(limits(), within(Duration::from_millis(1)), threads);
     let blocker = hanging.submit(&[&[BLOCK]]).unwrap();
     until("the first model has its turn", || hanging.evil.batches().len() == 1).await;
     let waiting = patient.submit(&[&[1]]).unwrap();

@@ -79,7 +79,10 @@ const ARROWS: [(&str, &[&str]); 19] = [
     ("config", &["catalog", "cli", "kernel", "observe", "pool", "request", "threads"]),
     (
         "app",
-        &["catalog", "cli", "config", "engine", "http", "kernel", "load", "observe", "source", "threads", "tokenize"],
+        &[
+            "catalog", "cli", "config", "engine", "http", "kernel", "load", "observe", "runner", "source", "threads",
+            "tokenize",
+        ],
     ),
     ("http", &["batch", "catalog", "config", "engine", "observe", "pool", "request", "runner", "tokenize"]),
     ("engine", &["batch", "catalog", "observe", "pool", "request", "runner", "tokenize"]),

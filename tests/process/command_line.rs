@@ -66,7 +66,9 @@ fn print_config_masks_secrets_and_exits() {
 fn help_teaches() {
     let finished = run(&mut embedserve(&["--help"]));
     assert_eq!(finished.code, Some(0));
-    for expected in ["Examples:", "EMBEDSERVE_MAX_BODY_BYTES", "models", "--api-key-file", "HF_HUB_OFFLINE"] {
+    for expected in
+        ["Examples:", "EMBEDSERVE_MAX_BODY_BYTES", "models", "--api-key-file", "HF_HUB_OFFLINE", "70 a device failed"]
+    {
         assert!(finished.stdout.contains(expected), "{expected}");
     }
 }

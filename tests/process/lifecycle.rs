@@ -1,14 +1,16 @@
 //! Start and stop: the socket before the model, SIGTERM with work in flight, impatient operators, closed logs.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use crate::server::{PATIENCE, Server, embedserve, exchange, wait_for};
+use crate::server::{PATIENCE, Server, embedserve, exchange, run, wait_for};
 use crate::support::fake_hub::{FakeHub, Script};
 use crate::support::tiny_model::TinyModel;
 
@@ -157,4 +159,81 @@ fn a_closed_log_does_not_stop_the_server() {
     }
     child.kill().unwrap();
     child.wait().unwrap();
+}
+
+/// The raw values of one tensor of a model folder.
+fn tensor(folder: &Path, name: &str) -> Vec<u8> {
+    let bytes = std::fs::read(folder.join("model.safetensors")).unwrap();
+    safetensors::SafeTensors::deserialize(&bytes).unwrap().tensor(name).unwrap().data().to_vec()
+}
+
+/// Overwrites every copy of `wanted` in the memory of a process; returns how many there were.
+fn corrupt(pid: u32, wanted: &[u8]) -> usize {
+    const CHUNK: usize = 1 << 20;
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let memory = File::options().read(true).write(true).open(format!("/proc/{pid}/mem")).unwrap();
+    let mut found = 0;
+    for line in maps.lines().filter(|line| line.contains(" rw-p ")) {
+        let (start, end) = line.split_once(' ').unwrap().0.split_once('-').unwrap();
+        let address = |text| u64::from_str_radix(text, 16).unwrap();
+        let (mut at, end) = (address(start), address(end));
+        // Neighbouring chunks overlap, so that no copy is cut in two.
+        let mut chunk = vec![0; CHUNK + wanted.len()];
+        while at < end {
+            let length = usize::try_from(end - at).unwrap().min(chunk.len());
+            if memory.read_exact_at(&mut chunk[..length], at).is_ok() {
+                let first = wanted[0];
+                let starts = chunk[..length].iter().enumerate().filter(|(_, byte)| **byte == first).map(|(i, _)| i);
+                for offset in starts.filter(|offset| chunk[*offset..length].starts_with(wanted)) {
+                    memory.write_all_at(&0.5_f32.to_le_bytes(), at + offset as u64).unwrap();
+                    found += 1;
+                }
+            }
+            at += CHUNK as u64;
+        }
+    }
+    found
+}
+
+// I-06: a flipped value among the weights of an idle server is found by its canary, and the process ends.
+#[test]
+fn corrupted_weights_end_the_process_with_its_own_code() {
+    let folder = TinyModel::default().write();
+    let mut server = Server::start(folder.path(), &["--canary-interval", "50ms"]);
+    server.wait_until_ready();
+    wait_for("canaries", || (server.metric("embedserve_canary_total") > 2.0).then_some(()));
+    let bias = tensor(folder.path(), "encoder.layer.1.output.LayerNorm.bias");
+    assert!(corrupt(server.pid(), &bias) > 0, "the weights were not found in memory");
+    assert_eq!(server.wait().code(), Some(70), "{}", server.log());
+    let log = server.log();
+    assert!(log.contains("stopped: the device failed") && log.contains("another vector than before"), "{log}");
+}
+
+// M-05
+#[test]
+fn models_beyond_the_memory_limit_are_refused_at_start() {
+    let folder = TinyModel::default().write();
+    let choice = format!("dir:{}", folder.path().display());
+    let finished = run(&mut embedserve(&["--model", &choice, "--port", "0", "--memory-limit", "10MiB"]));
+    assert_eq!(finished.code, Some(1));
+    assert!(finished.stderr.contains("10 MiB may be used"), "{}", finished.stderr);
+}
+
+// I-06: an idle server costs nothing although it proves all the time that it works.
+#[test]
+fn an_idle_server_uses_no_processor() {
+    let folder = TinyModel::default().write();
+    let server = Server::start(folder.path(), &["--canary-interval", "100ms"]);
+    server.wait_until_ready();
+    let ticks = || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", server.pid())).unwrap();
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    };
+    let (start, before) = (Instant::now(), ticks());
+    wait_for("two quiet seconds", || (start.elapsed() > Duration::from_secs(2)).then_some(()));
+    let used = ticks() - before;
+    assert!(server.metric("embedserve_canary_total") > 5.0);
+    // Two hundred ticks have passed.
+    assert!(used <= 10, "an idle server used {used} ticks in two seconds");
 }

@@ -96,6 +96,10 @@ impl Server {
         })
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn wait_until_ready(&self) {
         wait_for("readiness", || (self.get("/readyz").0 == 200).then_some(()));
     }

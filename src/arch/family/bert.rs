@@ -6,7 +6,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Family, activation, heads, must_be, read, single, unsupported};
+use super::{Family, activation, gelu, heads, must_be, read, single, small_epsilon, unsupported};
 use crate::arch::ArchError;
 use crate::arch::names::TensorNames;
 use crate::arch::spec::{
@@ -54,7 +54,7 @@ pub struct BertConfig {
     pub type_vocab_size: usize,
     #[serde(default = "gelu")]
     pub hidden_act: String,
-    #[serde(default = "epsilon")]
+    #[serde(default = "small_epsilon")]
     pub layer_norm_eps: f64,
     pub position_embedding_type: Option<String>,
     #[serde(default)]
@@ -65,14 +65,6 @@ pub struct BertConfig {
 
 const fn two() -> usize {
     2
-}
-
-fn gelu() -> String {
-    "gelu".to_owned()
-}
-
-const fn epsilon() -> f64 {
-    1e-12
 }
 
 /// Reads the configuration; anything that the skeleton does not implement is an error naming field and value.

@@ -6,7 +6,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Family, activation, bert, read};
+use super::{Family, activation, bert, gelu, read};
 use crate::arch::ArchError;
 use crate::arch::names::TensorNames;
 use crate::arch::spec::{EncoderSpec, FirstPosition};
@@ -45,10 +45,6 @@ struct DistilBertConfig {
     max_position_embeddings: usize,
     #[serde(default = "gelu")]
     activation: String,
-}
-
-fn gelu() -> String {
-    "gelu".to_owned()
 }
 
 fn spec(config: &Value) -> Result<EncoderSpec, ArchError> {

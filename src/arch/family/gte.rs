@@ -9,7 +9,9 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::bert::MAX_LAYERS;
-use super::{Family, activation, heads, must_be, read, rotary, single, unsupported};
+use super::{
+    Family, RopeParameters, activation, gelu, heads, must_be, read, rotary, single, small_epsilon, unsupported,
+};
 use crate::arch::ArchError;
 use crate::arch::names::TensorNames;
 use crate::arch::spec::{
@@ -50,7 +52,7 @@ struct GteConfig {
     type_vocab_size: usize,
     #[serde(default = "gelu")]
     hidden_act: String,
-    #[serde(default = "epsilon")]
+    #[serde(default = "small_epsilon")]
     layer_norm_eps: f64,
     layer_norm_type: Option<String>,
     position_embedding_type: Option<String>,
@@ -69,26 +71,11 @@ struct RopeScaling {
     mixed_b: Option<f64>,
 }
 
-#[derive(Debug, Deserialize)]
-struct RopeParameters {
-    rope_type: Option<String>,
-    rope_theta: Option<f64>,
-}
-
-fn gelu() -> String {
-    "gelu".to_owned()
-}
-
-const fn epsilon() -> f64 {
-    1e-12
-}
-
 fn spec(value: &Value) -> Result<EncoderSpec, ArchError> {
     let config: GteConfig = read(value)?;
     let expected = [
         ("position_embedding_type", &config.position_embedding_type, "rope"),
         ("layer_norm_type", &config.layer_norm_type, "layer_norm"),
-        ("rope_parameters.rope_type", &config.rope_parameters.as_ref().and_then(|r| r.rope_type.clone()), "default"),
     ];
     for (field, found, implemented) in expected {
         if let Some(other) = found.as_ref().filter(|found| *found != implemented) {
@@ -96,7 +83,7 @@ fn spec(value: &Value) -> Result<EncoderSpec, ArchError> {
         }
     }
     must_be("logn_attention_scale", config.logn_attention_scale, false)?;
-    let base = config.rope_parameters.as_ref().and_then(|rope| rope.rope_theta).or(config.rope_theta);
+    let base = config.rope_parameters.unwrap_or_default().base()?.or(config.rope_theta);
     let (head_size, scale) = heads(config.hidden_size, config.num_attention_heads);
     let mut rotary = rotary("rope_theta", base.unwrap_or(160_000.0))?;
     if let Some(scaling) = &config.rope_scaling {

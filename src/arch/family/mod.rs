@@ -10,6 +10,7 @@ pub mod nomic;
 pub mod roberta;
 pub mod t5;
 
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -83,6 +84,33 @@ fn heads(hidden_size: usize, n_heads: usize) -> (usize, f32) {
 #[expect(clippy::cast_possible_truncation, reason = "an epsilon or a base is a float of either precision")]
 const fn single(value: f64) -> f32 {
     value as f32
+}
+
+/// Rotary positions as newer configurations describe them.
+#[derive(Debug, Default, Deserialize)]
+struct RopeParameters {
+    rope_type: Option<String>,
+    rope_theta: Option<f64>,
+}
+
+impl RopeParameters {
+    /// The base of a plain rotation, where one is given.
+    fn base(&self) -> Result<Option<f64>, ArchError> {
+        match self.rope_type.as_deref() {
+            None | Some("default") => Ok(self.rope_theta),
+            Some(other) => Err(unsupported("rope_parameters.rope_type", other)),
+        }
+    }
+}
+
+/// The default of most families.
+fn gelu() -> String {
+    "gelu".to_owned()
+}
+
+/// BERT's default, and of those that were modelled on it.
+const fn small_epsilon() -> f64 {
+    1e-12
 }
 
 /// A plain rotary position embedding.

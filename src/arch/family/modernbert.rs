@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::bert::MAX_LAYERS;
-use super::{Family, activation, heads, must_be, read, rotary, single, unsupported};
+use super::{Family, RopeParameters, activation, gelu, heads, must_be, read, rotary, single, unsupported};
 use crate::arch::ArchError;
 use crate::arch::names::TensorNames;
 use crate::arch::spec::{
@@ -62,24 +62,15 @@ struct ModernBertConfig {
     global_rope_theta: Option<f64>,
     local_rope_theta: Option<f64>,
     layer_types: Option<Vec<String>>,
-    rope_parameters: Option<RopeParameters>,
+    rope_parameters: Option<LayerRopes>,
     rope_scaling: Option<Value>,
 }
 
+/// One description for each kind of layer.
 #[derive(Debug, Default, Deserialize)]
-struct RopeParameters {
-    full_attention: Option<Rope>,
-    sliding_attention: Option<Rope>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-struct Rope {
-    rope_type: Option<String>,
-    rope_theta: Option<f64>,
-}
-
-fn gelu() -> String {
-    "gelu".to_owned()
+struct LayerRopes {
+    full_attention: Option<RopeParameters>,
+    sliding_attention: Option<RopeParameters>,
 }
 
 const fn epsilon() -> f64 {
@@ -158,11 +149,7 @@ fn layers(config: &ModernBertConfig) -> Result<Vec<LayerSpec>, ArchError> {
 }
 
 /// The newer field, else the older, else the default of the reference.
-fn base(rope: Option<&Rope>, older: Option<f64>, default: f64) -> Result<RotarySpec, ArchError> {
-    match rope.and_then(|rope| rope.rope_type.as_deref()) {
-        None | Some("default") => {}
-        Some(other) => return Err(unsupported("rope_parameters.rope_type", other)),
-    }
-    let base = rope.and_then(|rope| rope.rope_theta).or(older).unwrap_or(default);
-    rotary("rope_theta", base)
+fn base(rope: Option<&RopeParameters>, older: Option<f64>, default: f64) -> Result<RotarySpec, ArchError> {
+    let newer = rope.map(RopeParameters::base).transpose()?.flatten();
+    rotary("rope_theta", newer.or(older).unwrap_or(default))
 }

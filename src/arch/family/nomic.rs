@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::bert::MAX_LAYERS;
-use super::{Family, activation, heads, must_be, read, rotary, single, unsupported};
+use super::{Family, RopeParameters, activation, heads, must_be, read, rotary, single, small_epsilon, unsupported};
 use crate::arch::ArchError;
 use crate::arch::names::TensorNames;
 use crate::arch::spec::{AttentionSpec, EncoderSpec, FeedForwardSpec, LayerSpec, NormKind, NormPlace, NormSpec};
@@ -65,7 +65,7 @@ struct NomicConfig {
     max_position_embeddings: Option<usize>,
     #[serde(default = "two")]
     type_vocab_size: usize,
-    #[serde(alias = "layer_norm_epsilon", default = "epsilon")]
+    #[serde(alias = "layer_norm_epsilon", default = "small_epsilon")]
     layer_norm_eps: f64,
     /// Of transformers' layout.
     hidden_act: Option<String>,
@@ -97,18 +97,8 @@ struct NomicConfig {
     num_experts: usize,
 }
 
-#[derive(Debug, Deserialize)]
-struct RopeParameters {
-    rope_type: Option<String>,
-    rope_theta: Option<f64>,
-}
-
 const fn two() -> usize {
     2
-}
-
-const fn epsilon() -> f64 {
-    1e-12
 }
 
 fn spec(value: &Value) -> Result<EncoderSpec, ArchError> {
@@ -124,8 +114,7 @@ fn spec(value: &Value) -> Result<EncoderSpec, ArchError> {
         (None, Some(name)) => activation("hidden_act", name)?,
         (None, None) => Activation::Silu,
     };
-    let rope = config.rope_parameters.as_ref();
-    let base = rope.and_then(|rope| rope.rope_theta).or(config.rotary_emb_base).unwrap_or(1000.0);
+    let base = config.rope_parameters.unwrap_or_default().base()?.or(config.rotary_emb_base).unwrap_or(1000.0);
     let layer = LayerSpec { window: None, rotary: Some(rotary("rotary_emb_base", base)?) };
     let max_tokens = config.max_position_embeddings.unwrap_or(2048);
     Ok(EncoderSpec {
@@ -177,8 +166,5 @@ fn refuse_variants(config: &NomicConfig) -> Result<(), ArchError> {
         }
         _ => {}
     }
-    match config.rope_parameters.as_ref().and_then(|rope| rope.rope_type.as_deref()) {
-        None | Some("default") => Ok(()),
-        Some(other) => Err(unsupported("rope_parameters.rope_type", other)),
-    }
+    Ok(())
 }

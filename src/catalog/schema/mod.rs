@@ -50,6 +50,11 @@ pub fn parse(file: &str, text: &str) -> Result<Vec<ModelSpec>, CatalogError> {
         return Ok(models);
     }
     reader.problems.sort_by_key(|problem| (problem.line, problem.column));
+    if reader.problems.len() == MAX_PROBLEMS
+        && let Some(last) = reader.problems.last().cloned()
+    {
+        reader.problems.push(Problem { message: "what else is wrong is not listed".to_owned(), ..last });
+    }
     Err(CatalogError::Invalid { problems: reader.problems })
 }
 
@@ -60,7 +65,7 @@ struct Reader<'t> {
     file: &'t str,
     text: &'t str,
     problems: Vec<Problem>,
-    /// Lower-case ids and aliases, and the line of their first use.
+    /// Lower-case ids and aliases, and the byte offset of their first use.
     names: HashMap<String, usize>,
 }
 
@@ -143,6 +148,9 @@ impl<'t> Reader<'t> {
 
 /// 10 MB: thousands of models. A larger file is not a catalogue.
 const MAX_CATALOGUE_BYTES: usize = 10_000_000;
+
+/// Enough for whoever mends a file; finding line and column of a million would take hours.
+const MAX_PROBLEMS: usize = 100;
 
 const MODEL_KEYS: &str = "id, aliases, source, created, architecture, pooling, normalize, max_tokens, prompts, \
                           default_prompt_name, include_prompt, matryoshka, matryoshka_dimensions, truncate, \

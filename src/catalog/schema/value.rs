@@ -9,7 +9,7 @@ use toml::de::{DeFloat, DeInteger, DeString, DeTable};
 
 use crate::catalog::Problem;
 use crate::catalog::id::{IdError, RelPath, Sha256, printable};
-use crate::catalog::schema::{Reader, Value};
+use crate::catalog::schema::{MAX_PROBLEMS, Reader, Value};
 
 impl<'t> Reader<'t> {
     pub(super) fn table<'v>(&mut self, value: &'v Value<'t>) -> Option<&'v DeTable<'t>> {
@@ -169,9 +169,9 @@ impl<'t> Reader<'t> {
             self.problem(start, format!("not a name of 1 to 200 visible characters: {}", printable(&text)));
             return None;
         }
-        let (line, _) = self.place(start);
-        if let Some(first) = self.names.insert(text.to_ascii_lowercase(), line) {
-            self.problem(start, format!("name is already used in line {first}: {text}"));
+        if let Some(first) = self.names.insert(text.to_ascii_lowercase(), start) {
+            let (line, _) = self.place(first);
+            self.problem(start, format!("name is already used in line {line}: {}", printable(&text)));
             return None;
         }
         Some(text)
@@ -194,6 +194,9 @@ impl<'t> Reader<'t> {
     }
 
     pub(super) fn problem(&mut self, offset: usize, message: String) {
+        if self.problems.len() == MAX_PROBLEMS {
+            return;
+        }
         let (line, column) = self.place(offset);
         self.problems.push(Problem { file: self.file.to_owned(), line, column, message });
     }

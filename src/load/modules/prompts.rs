@@ -9,6 +9,7 @@ use crate::catalog::ModelSpec;
 use crate::config::DefaultPrompt;
 use crate::load::modules::{ModulesError, read_json};
 use crate::request::Prompts;
+use crate::weights::shown;
 
 /// What the model's own file says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -20,7 +21,7 @@ pub struct OwnPrompts {
 
 /// A default prompt that the model does not have.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("{setting} = {name}: the model's prompts are [{}]", .known.join(", "))]
+#[error("{setting} = {}: the model's prompts are [{}]", shown(.name), shown(&.known.join(", ")))]
 pub struct NoSuchPrompt {
     setting: &'static str,
     name: String,

@@ -18,6 +18,22 @@ pub enum BatchFailure {
     NonFinite,
 }
 
+/// Why a batch is tried again in halves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Split {
+    Oom,
+    Isolate,
+}
+
+/// What came of a canary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CanaryResult {
+    Ok,
+    Mismatch,
+    Error,
+    Timeout,
+}
+
 /// How a token array was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ArrayReading {
@@ -52,6 +68,8 @@ pub enum ModelState {
 pub enum UnloadReason {
     Idle,
     Room,
+    /// Its device thread died.
+    Died,
 }
 
 impl Refusal {
@@ -76,6 +94,30 @@ impl BatchFailure {
             Self::Device => "device",
             Self::Panic => "panic",
             Self::NonFinite => "non_finite",
+        }
+    }
+}
+
+impl Split {
+    pub(super) const ALL: [Self; 2] = [Self::Oom, Self::Isolate];
+
+    pub(super) const fn label(self) -> &'static str {
+        match self {
+            Self::Oom => "oom",
+            Self::Isolate => "isolate",
+        }
+    }
+}
+
+impl CanaryResult {
+    pub(super) const ALL: [Self; 4] = [Self::Ok, Self::Mismatch, Self::Error, Self::Timeout];
+
+    pub(super) const fn label(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Mismatch => "mismatch",
+            Self::Error => "error",
+            Self::Timeout => "timeout",
         }
     }
 }
@@ -122,12 +164,13 @@ impl ModelState {
 }
 
 impl UnloadReason {
-    pub(super) const ALL: [Self; 2] = [Self::Idle, Self::Room];
+    pub(super) const ALL: [Self; 3] = [Self::Idle, Self::Room, Self::Died];
 
     pub(super) const fn label(self) -> &'static str {
         match self {
             Self::Idle => "idle",
             Self::Room => "room",
+            Self::Died => "died",
         }
     }
 }

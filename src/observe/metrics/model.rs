@@ -6,7 +6,7 @@ use std::time::Duration;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
 
-use super::kinds::{ArrayReading, BatchFailure, ModelState, Refusal, UnloadReason};
+use super::kinds::{ArrayReading, BatchFailure, CanaryResult, ModelState, Refusal, Split, UnloadReason};
 use super::sheet::{FloatGauge, Labels, Value, labels, zero};
 use super::{Table, unix_time};
 
@@ -60,8 +60,15 @@ impl ModelMetrics {
         let with = |name: &'static str, value: &'static str| {
             labels([("model", model.to_owned().into()), (name, value.into())])
         };
-        for gauges in [&table.queue_limit_rows, &table.queue_limit_tokens, &table.model_last_success] {
+        let limits = [&table.queue_limit_rows, &table.queue_limit_tokens, &table.batch_limit];
+        for gauges in limits.into_iter().chain([&table.model_last_success]) {
             zero(gauges, &own());
+        }
+        for counters in [&table.isolations_refused, &table.rows_quarantined, &table.model_restarts] {
+            zero(counters, &own());
+        }
+        for result in CanaryResult::ALL {
+            zero(&table.canary, &with("result", result.label()));
         }
         for reason in Refusal::ALL {
             zero(&table.queue_refused, &with("reason", reason.label()));
@@ -72,8 +79,8 @@ impl ModelMetrics {
         for outcome in ["recovered", "failed"] {
             zero(&table.rows_non_finite, &with("outcome", outcome));
         }
-        for reason in ["oom", "isolate"] {
-            zero(&table.batch_splits, &with("reason", reason));
+        for reason in Split::ALL {
+            zero(&table.batch_splits, &with("reason", reason.label()));
         }
         for outcome in [LOADED, NOT_LOADED] {
             zero(&table.model_loads, &with("outcome", outcome));
@@ -142,8 +149,30 @@ impl ModelMetrics {
         self.table.batch_failures.get_or_create(&series).inc();
     }
 
-    pub fn batch_split(&self) {
-        self.table.batch_splits.get_or_create(&self.with("reason", "isolate")).inc();
+    pub fn batch_split(&self, reason: Split) {
+        self.table.batch_splits.get_or_create(&self.with("reason", reason.label())).inc();
+    }
+
+    /// Tokens that one batch may have from now on.
+    pub fn batch_limit(&self, tokens: usize) {
+        self.table.batch_limit.get_or_create(&self.own()).set(tokens as f64);
+    }
+
+    pub fn isolation_refused(&self) {
+        self.table.isolations_refused.get_or_create(&self.own()).inc();
+    }
+
+    pub fn rows_quarantined(&self, rows: usize) {
+        self.table.rows_quarantined.get_or_create(&self.own()).inc_by(rows as u64);
+    }
+
+    pub fn canary(&self, result: CanaryResult) {
+        self.table.canary.get_or_create(&self.with("result", result.label())).inc();
+    }
+
+    /// Its device thread died, and it is loaded again.
+    pub fn restarted(&self) {
+        self.table.model_restarts.get_or_create(&self.own()).inc();
     }
 
     pub fn row_non_finite(&self) {

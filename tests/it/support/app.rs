@@ -17,8 +17,8 @@ use embedserve::load::{self, Shared};
 use embedserve::observe::metrics::Metrics;
 use embedserve::observe::secret::Secret;
 use embedserve::pool::{Head, PoolingMode, Step};
-use embedserve::request::{Prompts, RequestLimits};
-use embedserve::runner::{self, Computation};
+use embedserve::request::{Dimensions, Prompts, RequestLimits};
+use embedserve::runner::{self, Computation, Device, warmup};
 use embedserve::threads::Threads;
 use embedserve::tokenize::workers::Workers;
 use embedserve::tokenize::{Tokenizer, TokenizerSource};
@@ -348,7 +348,17 @@ fn evil_model(spec: &ModelSpec, evil: &Evil, setup: &Setup, shared: &Shared) -> 
     let head = Head { pooling: vec![PoolingMode::Mean], steps: vec![Step::Normalize] };
     // A thread of its own: a blocked encoder must not hold the pool that the other tests compute in.
     let threads = Arc::new(Threads::new(1).unwrap());
-    let computation = Computation { encoder: evil.encoder(), head, threads };
-    let runner = runner::spawn(&spec.id, computation, queue.clone(), setup.batch.stall_limit, &shared.metrics).unwrap();
+    let mut computation = Computation { encoder: evil.encoder(), head, threads };
+    let canary = warmup::self_test(&mut computation, &[1, 2], Dimensions::native(&limits)).unwrap();
+    evil.forget();
+    let device = &setup.batch.device;
+    let bounds = runner::Limits {
+        canary_interval: device.canary_interval,
+        heartbeat: device.heartbeat,
+        longest_row: limits.max_tokens,
+        isolation_passes_per_second: device.isolation_passes_per_second,
+    };
+    let device = Device { model: spec.id.clone(), computation, canary, queue: queue.clone(), limits: bounds };
+    let runner = runner::spawn(device, &shared.metrics).unwrap();
     (Served { limits, tokenizer, queue, runner: runner.info }, runner.thread)
 }

@@ -8,7 +8,7 @@ use embedserve::batch::{Queue, QueueLimits, RowFailure, SubmitError, Tickets};
 use embedserve::observe::metrics::Metrics;
 use embedserve::pool::{Head, PoolingMode};
 use embedserve::request::{Dimensions, Prompts, RequestLimits, TokenArrays, TokenRow};
-use embedserve::runner::{self, Computation, RunnerInfo};
+use embedserve::runner::{self, Computation, Device, Limits, RunnerInfo, warmup};
 use embedserve::threads::Threads;
 
 use super::evil::{Evil, HIDDEN};
@@ -29,23 +29,49 @@ pub fn limits() -> QueueLimits {
     QueueLimits { rows: 256, tokens: 4096, timeout: Duration::from_secs(30), batch }
 }
 
+/// Bounds of a device thread that no test meets by accident.
+pub fn bounds() -> Limits {
+    Limits {
+        canary_interval: Duration::from_hours(1),
+        heartbeat: Duration::from_secs(30),
+        longest_row: 1,
+        isolation_passes_per_second: 1000,
+    }
+}
+
 impl TestDevice {
     pub fn start(limits: QueueLimits) -> Self {
         Self::start_with(limits, Duration::from_secs(30))
     }
 
-    pub fn start_with(limits: QueueLimits, stall_limit: Duration) -> Self {
-        Self::start_on(limits, stall_limit, Arc::new(Threads::new(1).unwrap()))
+    /// A forward pass may be overdue by `heartbeat`.
+    pub fn start_with(limits: QueueLimits, heartbeat: Duration) -> Self {
+        Self::start_on(limits, Limits { heartbeat, ..bounds() }, Arc::new(Threads::new(1).unwrap()))
+    }
+
+    /// With these bounds of its thread.
+    pub fn start_within(bounds: Limits) -> Self {
+        Self::start_on(limits(), bounds, Arc::new(Threads::new(1).unwrap()))
     }
 
     /// On a thread budget that it shares with others.
-    pub fn start_on(limits: QueueLimits, stall_limit: Duration, threads: Arc<Threads>) -> Self {
+    pub fn start_on(limits: QueueLimits, bounds: Limits, threads: Arc<Threads>) -> Self {
         let (evil, metrics) = (Evil::default(), Metrics::new(&[MODEL.to_owned()]));
         let queue = Queue::new(limits, metrics.model(MODEL));
         let head = Head { pooling: vec![PoolingMode::Mean], steps: Vec::new() };
-        let computation = Computation { encoder: evil.encoder(), head, threads };
-        let runner = runner::spawn(MODEL, computation, queue.clone(), stall_limit, &metrics).unwrap();
+        let mut computation = Computation { encoder: evil.encoder(), head, threads };
+        let canary = warmup::self_test(&mut computation, &[1, 2], native()).unwrap();
+        evil.forget();
+        let device = Device { model: MODEL.to_owned(), computation, canary, queue: queue.clone(), limits: bounds };
+        let runner = runner::spawn(device, &metrics).unwrap();
         Self { evil, queue, runner: runner.info, metrics }
+    }
+
+    /// The value of a series of this device's metrics.
+    pub fn metric(&self, series: &str) -> f64 {
+        let page = self.metrics.encode();
+        let line = page.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
+        line.unwrap_or_else(|| panic!("no {series} in\n{page}")).rsplit(' ').next().unwrap().parse().unwrap()
     }
 
     pub fn submit(&self, rows: &[&[u32]]) -> Result<Tickets, SubmitError> {

@@ -12,9 +12,15 @@ pub const ERROR: u32 = 7;
 pub const PANIC: u32 = 8;
 pub const NAN: u32 = 9;
 pub const BLOCK: u32 = 10;
+/// Too big for the device, however small the batch.
+pub const TOO_BIG: u32 = 11;
+/// The device is lost for good.
+pub const LOST: u32 = 12;
 /// Fails only together with [`COMPANION`].
 pub const SHY: u32 = 13;
 pub const COMPANION: u32 = 14;
+/// Panics in a way that no `catch_unwind` outlives: what was thrown panics again when it is dropped.
+pub const DIE: u32 = 15;
 
 /// Hidden size of the vectors.
 pub const HIDDEN: usize = 8;
@@ -28,6 +34,33 @@ struct State {
     batches: Mutex<Vec<Vec<Vec<u32>>>>,
     released: Mutex<bool>,
     release: Condvar,
+    /// What is wrong with every pass from now on.
+    fault: Mutex<Fault>,
+}
+
+/// What can be wrong with the device itself.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub enum Fault {
+    #[default]
+    None,
+    /// Every vector is a little off.
+    Drift,
+    /// Vectors depend on how often the device was asked.
+    Flicker,
+    /// Rows in company have other vectors than alone.
+    Crowd,
+    Error,
+    Hang,
+    /// More tokens than this do not fit.
+    Small(usize),
+}
+
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        assert!(std::thread::panicking(), "evil payload");
+    }
 }
 
 pub struct EvilEncoder(Evil);
@@ -40,6 +73,16 @@ impl Evil {
     /// The rows of every forward pass so far.
     pub fn batches(&self) -> Vec<Vec<Vec<u32>>> {
         self.0.batches.lock().unwrap().clone()
+    }
+
+    /// Forgets the passes so far.
+    pub fn forget(&self) {
+        self.0.batches.lock().unwrap().clear();
+    }
+
+    /// From now on this is wrong with the device.
+    pub fn fault(&self, fault: Fault) {
+        *self.0.fault.lock().unwrap() = fault;
     }
 
     /// Lets blocked passes go on, now and for ever.
@@ -65,15 +108,31 @@ impl Encoder for EvilEncoder {
         let rows: Vec<Vec<u32>> = (0..batch.n_rows()).map(|row| batch.row(row).to_vec()).collect();
         self.0.0.batches.lock().unwrap().push(rows);
         let has = |id: u32| batch.ids().contains(&id);
-        if has(BLOCK) {
+        let fault = *self.0.0.fault.lock().unwrap();
+        if has(BLOCK) || fault == Fault::Hang {
             let released = self.0.0.released.lock().unwrap();
             drop(self.0.0.release.wait_while(released, |released| !*released).unwrap());
         }
         assert!(!has(PANIC), "evil row");
-        if has(ERROR) || (has(SHY) && has(COMPANION)) {
+        if has(DIE) {
+            std::panic::panic_any(Bomb);
+        }
+        if has(LOST) {
+            return Err(EncoderError::Lost { reason: "an illegal address".to_owned() });
+        }
+        if has(TOO_BIG) || matches!(fault, Fault::Small(capacity) if batch.n_tokens() > capacity) {
+            return Err(EncoderError::OutOfMemory);
+        }
+        if fault == Fault::Error || has(ERROR) || (has(SHY) && has(COMPANION)) {
             return Err(EncoderError::Compute(candle_core::Error::Msg("evil row".to_owned())));
         }
-        let value = |(id, column): (u32, usize)| if id == NAN { f32::NAN } else { state(id, column) };
+        let drift = match fault {
+            Fault::Drift => f32::EPSILON,
+            Fault::Crowd if batch.n_rows() > 1 => 1.0,
+            Fault::Flicker => self.0.batches().len() as f32,
+            Fault::None | Fault::Crowd | Fault::Error | Fault::Hang | Fault::Small(_) => 0.0,
+        };
+        let value = |(id, column): (u32, usize)| if id == NAN { f32::NAN } else { state(id, column) + drift };
         let states = batch.ids().iter().flat_map(|&id| (0..HIDDEN).map(move |column| value((id, column)))).collect();
         Ok(Tensor::from_vec::<_, f32>(states, (batch.n_tokens(), HIDDEN), &Device::Cpu)?)
     }

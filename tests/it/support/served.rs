@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use embedserve::catalog::{self, ModelSpec};
-use embedserve::config::{BatchConfig, RequestConfig};
+use embedserve::config::{BatchConfig, DeviceConfig, RequestConfig};
 use embedserve::engine::{Embedded, EngineError, Served};
 use embedserve::kernel::Isa;
 use embedserve::load::{self, LoadError, Loaded, Shared};
@@ -53,8 +53,20 @@ pub fn batches() -> BatchConfig {
         max_batch_tokens: None,
         max_batch_rows: usize::MAX,
         threads: 2,
-        stall_limit: Duration::from_mins(1),
+        device: device(),
         isa: Isa::detect(),
+    }
+}
+
+/// A watch that no test meets by accident.
+pub fn device() -> DeviceConfig {
+    DeviceConfig {
+        canary_interval: Duration::from_hours(1),
+        heartbeat: Duration::from_mins(1),
+        stall_limit: Duration::from_mins(1),
+        isolation_passes_per_second: 20,
+        restart_delay: Duration::from_millis(1),
+        restart_window: Duration::from_mins(1),
     }
 }
 
