@@ -245,7 +245,7 @@ impl State {
             closed: false,
             tokens_per_second: 0.0,
             busy: false,
-            computing_since: None,
+            ceiling: None,
         }
     }
 
