@@ -25,7 +25,11 @@ impl Hangups {
         while signal.recv().await.is_some() {
             match running.reload_keys() {
                 Ok(keys) => tracing::info!(keys, "keys were read again"),
-                Err(error) => tracing::error!(%error, "keys could not be read again; those from before stay"),
+                Err(error) => {
+                    // One problem per line for people at a terminal, one line for the log.
+                    let error = error.to_string().replace('\n', "; ");
+                    tracing::error!(error, "keys could not be read again; those from before stay");
+                }
             }
         }
         // The runtime is ending.

@@ -44,6 +44,23 @@ async fn the_token_limit_is_enforced_beside_the_row_limit() {
     device.evil.release();
 }
 
+// E35: the delay is what waits over what was measured.
+#[tokio::test]
+async fn a_full_queue_says_how_long_it_takes() {
+    let (device, _blocker) = busy(QueueLimits { rows: 100, tokens: 4000, ..limits() }).await;
+    let _waiting = device.submit(&[[1; 1000].as_slice(); 4]).unwrap();
+    let delay_ms = || match device.submit(&[&[1]]) {
+        Err(SubmitError::Full { retry_after }) => retry_after.as_secs_f64() * 1000.0,
+        other => panic!("{other:?}"),
+    };
+    assert!((delay_ms() - 1000.0).abs() < 1.0, "nothing was measured yet");
+    for (tokens, expected_ms) in [(1000, 4000.0), (6000, 2000.0), (2000, 2000.0)] {
+        device.queue.batch_done(tokens, Duration::from_secs(1));
+        assert!((delay_ms() - expected_ms).abs() < 1.0, "{} after {tokens} tokens", delay_ms());
+    }
+    device.evil.release();
+}
+
 //
 #[tokio::test]
 async fn what_can_never_fit_is_refused_for_good() {
