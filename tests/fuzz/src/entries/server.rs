@@ -78,7 +78,7 @@ fn start() -> Serving {
 
 /// Small limits, so that small inputs reach them, and little patience.
 fn config(keys: Vec<&str>) -> HttpConfig {
-    let key = |key: &str| ApiKey { name: "tester".to_owned(), key: Secret::new(key.to_owned()) };
+    let key = |key: &str| ApiKey::unlimited("tester".to_owned(), Secret::new(key.to_owned()));
     HttpConfig {
         host: "127.0.0.1".to_owned(),
         port: 0,
