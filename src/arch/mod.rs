@@ -141,8 +141,8 @@ fn refuse_remote_code(config: &Value, known: Option<&str>) -> Result<(), ArchErr
 /// [`ArchError::Impossible`], with the field.
 pub fn check_sizes(spec: &EncoderSpec, weight_files: &[PathBuf]) -> Result<(), ArchError> {
     const LIMIT: usize = 1 << 24;
-    /// Half a million positions with heads of 128 values: 256 MiB.
-    const MAX_PLACES: usize = 1 << 26;
+    /// 131,072 positions with heads of 128 values: 64 MiB.
+    const MAX_PLACES: usize = 1 << 24;
     let impossible = |field, value: String, reason| Err(ArchError::Impossible { field, value, reason });
     let fields = [
         ("hidden_size", spec.hidden_size, LIMIT),

@@ -3,6 +3,10 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
+use serde_json::Value;
 use thiserror::Error;
 use tokenizers::Tokenizer;
 
@@ -68,6 +72,7 @@ pub fn load(path: &Path, vocab_rows: usize) -> Result<(Tokenizer, Frame), Tokeni
         TokenizerLoadError::Format { path: path.to_owned(), reason }
     };
     let loaded = catch_unwind(AssertUnwindSafe(|| -> Result<(Tokenizer, Frame), String> {
+        check_charsmaps(&bytes)?;
         let mut tokenizer = Tokenizer::from_bytes(&bytes).map_err(|error| error.to_string())?;
         tokenizer.with_truncation(None).map_err(|error| error.to_string())?;
         tokenizer.with_padding(None);
@@ -83,6 +88,39 @@ pub fn load(path: &Path, vocab_rows: usize) -> Result<(Tokenizer, Frame), Tokeni
             Err(TokenizerLoadError::Vocabulary { path: path.to_owned(), id, rows: vocab_rows })
         }
         _ => Ok((tokenizer, frame)),
+    }
+}
+
+/// What of a tokenizer is looked at before the library reads it.
+#[derive(Deserialize)]
+struct Peek {
+    normalizer: Option<Value>,
+}
+
+/// A SentencePiece table begins with the length of its trie, for which the library reserves memory before it has seen
+/// the rest: one that is longer than the table would cost gigabytes.
+fn check_charsmaps(bytes: &[u8]) -> Result<(), String> {
+    let peek: Peek = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    peek.normalizer.as_ref().map_or(Ok(()), check_charsmap)
+}
+
+fn check_charsmap(value: &Value) -> Result<(), String> {
+    match value {
+        Value::Array(values) => values.iter().try_for_each(check_charsmap),
+        Value::Object(fields) => fields.iter().try_for_each(|(name, value)| match value.as_str() {
+            Some(table) if name == "precompiled_charsmap" => {
+                let table = STANDARD.decode(table).map_err(|error| format!("precompiled_charsmap: {error}"))?;
+                let trie = table.first_chunk::<4>().map(|bytes| u64::from(u32::from_le_bytes(*bytes)));
+                match trie {
+                    Some(trie) if trie + 4 > table.len() as u64 => {
+                        Err("precompiled_charsmap: its trie is longer than the table".to_owned())
+                    }
+                    _ => Ok(()),
+                }
+            }
+            _ => check_charsmap(value),
+        }),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => Ok(()),
     }
 }
 

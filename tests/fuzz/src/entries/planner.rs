@@ -85,6 +85,12 @@ pub fn check(data: &[u8]) -> Verdict {
     Ok(())
 }
 
+/// Plans until a waiting request is served again. Each plan serves whoever is owed most; lanes, callers and long rows
+/// make that a multiple of the requests that wait, never more.
+const fn patience(waiting: usize) -> usize {
+    8 * (waiting + 2)
+}
+
 impl Model {
     fn push(&mut self, number: usize, lengths: &[usize]) {
         let gone = Rc::new(Cell::new(false));
@@ -92,7 +98,7 @@ impl Model {
         self.backlog.push(lengths.iter().enumerate().map(row).collect());
         if !lengths.is_empty() {
             let (waiting, tokens) = ((0..lengths.len()).collect(), lengths.to_vec());
-            let due = self.plans + self.requests.len() + 1;
+            let due = self.plans + patience(self.requests.len());
             self.requests.insert(number, Request { gone: Rc::clone(&gone), waiting, tokens, due });
         }
     }
@@ -134,8 +140,7 @@ impl Model {
         let waiting = self.requests.len();
         for number in served {
             if let Some(request) = self.requests.get_mut(&number) {
-                // It went behind all others: each plan serves at least the one in front.
-                request.due = self.plans + waiting + 1;
+                request.due = self.plans + patience(waiting);
             }
         }
     }
