@@ -16,7 +16,7 @@ use embedserve::arch::packed::PackedBatch;
 use embedserve::arch::{self, Encoder};
 use embedserve::cli::Cli;
 use embedserve::config::{self, Environment};
-use embedserve::kernel::Isa;
+use embedserve::kernel::{Compute, Isa};
 use embedserve::observe::progress::LoadProgress;
 use embedserve::threads::{self, Threads};
 use embedserve::tokenize::load::{ids, load};
@@ -40,7 +40,7 @@ pub fn run() {
     let value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
     let weight_file = folder.join("model.safetensors");
     let files = std::slice::from_ref(&weight_file);
-    let mut loaded = arch::load(&value, files, &Device::Cpu, Isa::detect()).expect("our model");
+    let mut loaded = arch::load(&value, files, &Device::Cpu, Compute::exact(Isa::detect())).expect("our model");
     let weights = Weights::open(files, str::to_owned).expect("weights");
     let builder = VarBuilder::from_backend(Box::new(weights), DType::F32, Device::Cpu);
     let config: Config = serde_json::from_str(&text).expect("config.json");

@@ -24,7 +24,7 @@ use thiserror::Error;
 use crate::arch::encoder::PackedEncoder;
 use crate::arch::packed::PackedBatch;
 use crate::arch::spec::{DistanceBiasSpec, EncoderSpec};
-use crate::kernel::Isa;
+use crate::kernel::Compute;
 use crate::weights::{Weights, WeightsError, shown};
 
 /// A model's forward pass, owned and called by its device thread alone.
@@ -92,7 +92,7 @@ impl std::fmt::Debug for Loaded {
 ///
 /// # Errors
 /// See [`ArchError`].
-pub fn load(config: &Value, weight_files: &[PathBuf], device: &Device, isa: Isa) -> Result<Loaded, ArchError> {
+pub fn load(config: &Value, weight_files: &[PathBuf], device: &Device, compute: Compute) -> Result<Loaded, ArchError> {
     let architecture = config
         .get("model_type")
         .and_then(Value::as_str)
@@ -108,7 +108,7 @@ pub fn load(config: &Value, weight_files: &[PathBuf], device: &Device, isa: Isa)
         weights.stand_in(role, stored);
     }
     let in_stored_words = |error: WeightsError| error.renamed(|role| family.names.stored(role));
-    let encoder = PackedEncoder::load(&spec, &weights, device, isa).map_err(|error| match error {
+    let encoder = PackedEncoder::load(&spec, &weights, device, compute.isa).map_err(|error| match error {
         ArchError::Weights(error) => ArchError::Weights(in_stored_words(error)),
         other @ (ArchError::Config { .. }
         | ArchError::Unsupported { .. }

@@ -15,6 +15,7 @@
 //! | [`Pool`] | `hidden [T, hidden]` | one row per sequence `[B, hidden]` |
 
 pub mod cpu;
+pub mod precision;
 pub mod reference;
 
 use std::sync::Arc;
@@ -27,6 +28,7 @@ pub use cpu::linear::PackedMatrix;
 pub use cpu::norm::Norm;
 pub use cpu::position::{DistanceBias, Rotary};
 pub use cpu::reduce::Reduce;
+pub use precision::{Compute, Precision};
 
 /// `act(x·Wᵀ + b)`: one 2-D matrix product over all tokens of the batch.
 #[derive(Debug, Clone)]

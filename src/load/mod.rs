@@ -25,7 +25,7 @@ use crate::catalog::ModelSpec;
 use crate::catalog::id::RelPath;
 use crate::config::{BatchConfig, RequestConfig};
 use crate::engine::{Memory, Served};
-use crate::kernel::{Isa, Linear, PackedMatrix};
+use crate::kernel::{Compute, Isa, Linear, PackedMatrix};
 use crate::observe::metrics::{Metrics, ModelInfo};
 use crate::observe::progress::LoadProgress;
 use crate::pool::{Head, Norm, Step};
@@ -103,7 +103,7 @@ pub fn load(
     let config = required_json(&folder.join("config.json"))?;
     check_architecture(spec, &config)?;
     let weight_files = weight_files(folder)?;
-    let encoder = shared.threads.beside(|| arch::load(&config, &weight_files, &device, shared.isa))?;
+    let encoder = shared.threads.beside(|| arch::load(&config, &weight_files, &device, Compute::exact(shared.isa)))?;
     let head = shared.threads.beside(|| head(&modules, encoder.spec.hidden_size, shared.isa))?;
     let limits = limits(spec, &modules, &encoder.spec, head.dimensions(encoder.spec.hidden_size), requests)?;
 

@@ -8,7 +8,7 @@ use embedserve::arch::packed::PackedBatch;
 use embedserve::catalog::ModelSpec;
 use embedserve::config::{DefaultPrompt, RequestConfig};
 use embedserve::engine::Served;
-use embedserve::kernel::{Isa, Reduce, reference};
+use embedserve::kernel::{Compute, Isa, Reduce, reference};
 use embedserve::load;
 use embedserve::observe::progress::LoadProgress;
 use embedserve::request::{EmbedRequest, RawInputs, RawRequest, TruncateField};
@@ -137,7 +137,7 @@ fn hidden(folder: &Path, words: &str) -> Vec<f32> {
     let ids: Vec<u32> = ["[CLS]"].into_iter().chain(words.split(' ')).chain(["[SEP]"]).map(id).collect();
     let config = serde_json::from_slice(&std::fs::read(folder.join("config.json")).unwrap()).unwrap();
     let files = [folder.join("model.safetensors")];
-    let mut loaded = arch::load(&config, &files, &Device::Cpu, Isa::detect()).unwrap();
+    let mut loaded = arch::load(&config, &files, &Device::Cpu, Compute::exact(Isa::detect())).unwrap();
     let states = loaded.encoder.forward(&PackedBatch::new([ids.as_slice()])).unwrap();
     states.flatten_all().unwrap().to_vec1().unwrap()
 }

@@ -5,7 +5,7 @@
 use candle_core::Device;
 use embedserve::arch;
 use embedserve::arch::packed::PackedBatch;
-use embedserve::kernel::Isa;
+use embedserve::kernel::{Compute, Isa};
 use embedserve::load::memory;
 use embedserve::weights::Weights;
 use serde_json::Value;
@@ -43,8 +43,8 @@ pub fn check(data: &[u8]) -> Verdict {
         assert!(estimate.is_ok(), "what can be opened can be estimated: {estimate:?}");
     }
     let config: Value = serde_json::from_slice(config).map_err(|error| checked(error.to_string()))?;
-    let loaded =
-        arch::load(&config, &files, &Device::Cpu, Isa::detect()).map_err(|error| checked(error.to_string()))?;
+    let loaded = arch::load(&config, &files, &Device::Cpu, Compute::exact(Isa::detect()))
+        .map_err(|error| checked(error.to_string()))?;
     opened?;
     assert!(loaded.weight_bytes <= 8 * stored.len() as u64 + MAX_COMPUTED, "{} bytes", loaded.weight_bytes);
     let (mut encoder, hidden) = (loaded.encoder, loaded.spec.hidden_size);
