@@ -1,59 +1,42 @@
-//! Token ids to the first hidden states: word, position and token-type tables, summed and normalised in one pass.
+//! Loading of the embedding tables: word, position and token-type.
 
-use candle_core::{Device, Result, Tensor};
-
+use crate::arch::norm;
 use crate::arch::packed::PackedBatch;
+use crate::arch::position;
 use crate::arch::spec::{EncoderSpec, FirstPosition};
-use crate::arch::{norm, position};
-use crate::kernel::{Embed, Isa};
+use crate::kernel::Embed;
 use crate::weights::{Weights, WeightsError};
 
-/// The embedding tables of one model.
+/// The embedding tables of one model, and which row of the position table a token takes.
 #[derive(Debug)]
 pub struct Embeddings {
-    op: Embed,
-    first_position: Option<FirstPosition>,
+    pub op: Embed,
+    first_position: FirstPosition,
 }
 
 impl Embeddings {
     /// # Errors
     /// A missing or misshapen tensor.
-    pub fn load(
-        spec: &EncoderSpec,
-        weights: &Weights,
-        device: &Device,
-        isa: Isa,
-    ) -> std::result::Result<Self, WeightsError> {
+    pub fn load(spec: &EncoderSpec, weights: &Weights) -> Result<Self, WeightsError> {
         let width = spec.hidden_size;
-        let word = weights.tensor("embeddings.word.weight", &[spec.vocab_size, width], device)?;
-        let position = spec.position_table.map(|table| {
-            let rows = weights.tensor("embeddings.position.weight", &[table.rows, width], device)?;
-            Ok((rows, table.first))
-        });
-        let (position, first_position) = position.transpose()?.unzip();
+        let word = weights.take("embeddings.word.weight", &[spec.vocab_size, width])?;
+        let rows = |rows: usize| weights.take("embeddings.position.weight", &[rows, width]);
+        let position = spec.position_table.map(|table| rows(table.rows)).transpose()?;
         let token_type = match spec.token_types {
             0 => None,
             types => {
-                let table = weights.take("embeddings.token_type.weight", &[types, width])?;
-                Some(table.get(..width).unwrap_or(&table).into())
+                let mut table = weights.take("embeddings.token_type.weight", &[types, width])?;
+                table.truncate(width);
+                Some(table)
             }
         };
         let norm = spec.embedding_norm.then(|| norm::load(spec, weights, "embeddings.norm")).transpose()?;
-        Ok(Self { op: Embed { word, position, token_type, norm, isa }, first_position })
+        let first_position = spec.position_table.map_or(FirstPosition::Zero, |table| table.first);
+        Ok(Self { op: Embed { width, word, position, token_type, norm }, first_position })
     }
 
-    /// `[n_tokens, hidden_size]`.
-    ///
-    /// # Errors
-    /// An id or position outside its table.
-    pub fn forward(&self, batch: &PackedBatch) -> Result<Tensor> {
-        let positions = position::rows(self.first_position.unwrap_or(FirstPosition::Zero), batch);
-        self.op.forward(batch.ids(), &positions)
-    }
-
-    /// Memory held, in bytes.
-    pub fn size_bytes(&self) -> usize {
-        let tables = self.op.word.elem_count() + self.op.position.as_ref().map_or(0, Tensor::elem_count);
-        tables * size_of::<f32>()
+    /// The row of the position table of every token.
+    pub fn positions(&self, batch: &PackedBatch) -> Vec<u32> {
+        position::rows(self.first_position, batch)
     }
 }

@@ -4,33 +4,34 @@
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
-use crate::arch::attention::{AttentionBlock, Places};
+use crate::arch::attention::Places;
 use crate::arch::embeddings::Embeddings;
-use crate::arch::feed_forward::FeedForward;
 use crate::arch::packed::PackedBatch;
 use crate::arch::spec::{EncoderSpec, LayerSpec, NormPlace};
-use crate::arch::{ArchError, Encoder, EncoderError, norm, position};
-use crate::kernel::{Isa, Normalise};
+use crate::arch::{ArchError, Encoder, EncoderError, attention, feed_forward, norm, position};
+use crate::kernel::{Batch, Compute, FeedForward, Isa, Memory, Norm, Norms, SelfAttention, Widths, Worker, forward};
 use crate::weights::{Weights, WeightsError};
 
 /// An encoder of any family.
 #[derive(Debug)]
 pub struct PackedEncoder {
-    hidden_size: usize,
+    isa: Isa,
+    widths: Widths,
     norm_place: NormPlace,
     embeddings: Embeddings,
     layers: Vec<Layer>,
     /// After the last layer, where norms stand before the blocks.
-    last_norm: Option<Normalise>,
+    last_norm: Option<Norm>,
     position_bytes: usize,
+    memory: Memory,
 }
 
 #[derive(Debug)]
 struct Layer {
     /// Absent where a layer takes its input as it is.
-    attention_norm: Option<Normalise>,
-    attention: AttentionBlock,
-    feed_forward_norm: Normalise,
+    attention_norm: Option<Norm>,
+    attention: SelfAttention,
+    feed_forward_norm: Norm,
     feed_forward: FeedForward,
 }
 
@@ -39,8 +40,8 @@ impl PackedEncoder {
     ///
     /// # Errors
     /// A missing or misshapen tensor.
-    pub fn load(spec: &EncoderSpec, weights: &Weights, device: &Device, isa: Isa) -> Result<Self, ArchError> {
-        let embeddings = Embeddings::load(spec, weights, device, isa)?;
+    pub fn load(spec: &EncoderSpec, weights: &Weights, compute: Compute) -> Result<Self, ArchError> {
+        let embeddings = Embeddings::load(spec, weights)?;
         let bias = position::distance_bias(spec, weights)?;
         let rotations = position::rotations(spec);
         let mut position_bytes = bias.as_ref().map_or(0, |bias| bias.size_bytes());
@@ -48,47 +49,61 @@ impl PackedEncoder {
         let layers: Result<Vec<Layer>, WeightsError> = (spec.layers.par_iter().zip(rotations).enumerate())
             .map(|(layer, (options, rotary))| {
                 let places = Places { bias: bias.clone(), rotary };
-                Layer::load(spec, weights, (layer, *options), places, isa)
+                Layer::load(spec, weights, (layer, *options), places, compute)
             })
             .collect();
         let last_norm = match spec.norm_place {
             NormPlace::After => None,
-            NormPlace::Before { .. } => Some(norm::load_op(spec, weights, "norm", isa)?),
+            NormPlace::Before { .. } => Some(norm::load(spec, weights, "norm")?),
         };
+        let halves = if spec.feed_forward.gated { 2 } else { 1 };
         Ok(Self {
-            hidden_size: spec.hidden_size,
+            isa: compute.isa,
+            widths: Widths {
+                hidden: spec.hidden_size,
+                inner: spec.inner_size(),
+                middle: halves * spec.intermediate_size,
+            },
             norm_place: spec.norm_place,
             embeddings,
             layers: layers?,
             last_norm,
             position_bytes,
+            memory: Memory::default(),
         })
     }
 
     /// Memory of tables and packed weights, in bytes.
     pub fn size_bytes(&self) -> u64 {
-        let layers = self.layers.iter().map(|layer| layer.attention.size_bytes() + layer.feed_forward.size_bytes());
-        (self.embeddings.size_bytes() + layers.sum::<usize>() + self.position_bytes) as u64
+        let layers = self.layers.iter().map(Layer::size_bytes);
+        (self.embeddings.op.size_bytes() + layers.sum::<usize>() + self.position_bytes) as u64
     }
 }
 
 impl Encoder for PackedEncoder {
     fn forward(&mut self, batch: &PackedBatch) -> Result<Tensor, EncoderError> {
-        let mut hidden = self.embeddings.forward(batch)?;
-        for layer in &self.layers {
-            hidden = match self.norm_place {
-                NormPlace::After => layer.normalised_after(&hidden, batch)?,
-                NormPlace::Before { .. } => layer.normalised_before(&hidden, batch)?,
-            };
-        }
-        match &self.last_norm {
-            Some(norm) => Ok(norm.forward(&hidden)?),
-            None => Ok(hidden),
-        }
+        let Self { isa, widths, norm_place, embeddings, layers, last_norm, position_bytes: _, memory } = self;
+        let positions = embeddings.positions(batch);
+        embeddings.op.check(batch.ids(), &positions)?;
+        layers.iter().try_for_each(|layer| layer.attention.attention.check(batch.offsets()))?;
+        let batch = Batch { ids: batch.ids(), positions: &positions, offsets: batch.offsets() };
+        let hidden = forward(*isa, *widths, memory, batch, |worker| {
+            worker.embed(&embeddings.op.tables());
+            for layer in &*layers {
+                match norm_place {
+                    NormPlace::After => layer.normalised_after(worker),
+                    NormPlace::Before { .. } => layer.normalised_before(worker),
+                }
+            }
+            if let Some(norm) = &*last_norm {
+                worker.normalise(norm);
+            }
+        });
+        Ok(Tensor::from_vec(hidden, (batch.ids.len(), widths.hidden), &Device::Cpu)?)
     }
 
     fn hidden_size(&self) -> usize {
-        self.hidden_size
+        self.widths.hidden
     }
 }
 
@@ -98,35 +113,34 @@ impl Layer {
         weights: &Weights,
         (layer, options): (usize, LayerSpec),
         places: Places,
-        isa: Isa,
+        compute: Compute,
     ) -> Result<Self, WeightsError> {
         let role = |block: &str| format!("layers.{layer}.{block}.norm");
         let without_norm = layer == 0 && spec.norm_place == NormPlace::Before { first_attention: false };
-        let attention_norm =
-            (!without_norm).then(|| norm::load_op(spec, weights, &role("attention"), isa)).transpose()?;
+        let attention_norm = (!without_norm).then(|| norm::load(spec, weights, &role("attention"))).transpose()?;
         Ok(Self {
             attention_norm,
-            attention: AttentionBlock::load(spec, weights, (layer, options), places, isa)?,
-            feed_forward_norm: norm::load_op(spec, weights, &role("feed_forward"), isa)?,
-            feed_forward: FeedForward::load(spec, weights, layer, isa)?,
+            attention: attention::load(spec, weights, (layer, options), places, compute)?,
+            feed_forward_norm: norm::load(spec, weights, &role("feed_forward"))?,
+            feed_forward: feed_forward::load(spec, weights, layer, compute)?,
         })
     }
 
     /// `norm(x + attention(x))`, then the same with the feed-forward network.
-    fn normalised_after(&self, hidden: &Tensor, batch: &PackedBatch) -> candle_core::Result<Tensor> {
-        let mut hidden = self.attention.forward(hidden, hidden, batch)?;
-        if let Some(norm) = &self.attention_norm {
-            hidden = norm.forward(&hidden)?;
-        }
-        self.feed_forward_norm.forward(&self.feed_forward.forward(&hidden, &hidden)?)
+    fn normalised_after(&self, worker: &mut Worker<'_>) {
+        worker.attend(&self.attention, Norms { before: None, after: self.attention_norm.as_ref() });
+        worker.feed_forward(&self.feed_forward, Norms { before: None, after: Some(&self.feed_forward_norm) });
     }
 
     /// `x + attention(norm(x))`, then the same with the feed-forward network.
-    fn normalised_before(&self, hidden: &Tensor, batch: &PackedBatch) -> candle_core::Result<Tensor> {
-        let hidden = match &self.attention_norm {
-            Some(norm) => self.attention.forward(&norm.forward(hidden)?, hidden, batch)?,
-            None => self.attention.forward(hidden, hidden, batch)?,
-        };
-        self.feed_forward.forward(&self.feed_forward_norm.forward(&hidden)?, &hidden)
+    fn normalised_before(&self, worker: &mut Worker<'_>) {
+        worker.attend(&self.attention, Norms { before: self.attention_norm.as_ref(), after: None });
+        worker.feed_forward(&self.feed_forward, Norms { before: Some(&self.feed_forward_norm), after: None });
+    }
+
+    fn size_bytes(&self) -> usize {
+        let SelfAttention { qkv, attention: _, output } = &self.attention;
+        let FeedForward { up, gate: _, down } = &self.feed_forward;
+        [qkv, output, up, down].map(|linear| linear.weight.size_bytes()).iter().sum()
     }
 }

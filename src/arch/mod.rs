@@ -93,6 +93,9 @@ impl std::fmt::Debug for Loaded {
 /// # Errors
 /// See [`ArchError`].
 pub fn load(config: &Value, weight_files: &[PathBuf], device: &Device, compute: Compute) -> Result<Loaded, ArchError> {
+    if !device.is_cpu() {
+        return Err(ArchError::Device(candle_core::Error::Msg(format!("no kernels for {:?}", device.location()))));
+    }
     let architecture = config
         .get("model_type")
         .and_then(Value::as_str)
@@ -108,7 +111,7 @@ pub fn load(config: &Value, weight_files: &[PathBuf], device: &Device, compute: 
         weights.stand_in(role, stored);
     }
     let in_stored_words = |error: WeightsError| error.renamed(|role| family.names.stored(role));
-    let encoder = PackedEncoder::load(&spec, &weights, device, compute.isa).map_err(|error| match error {
+    let encoder = PackedEncoder::load(&spec, &weights, compute).map_err(|error| match error {
         ArchError::Weights(error) => ArchError::Weights(in_stored_words(error)),
         other @ (ArchError::Config { .. }
         | ArchError::Unsupported { .. }

@@ -1,18 +1,18 @@
-//! The few operations the encoder skeleton needs, as candle custom ops: one struct per operation, every device.
+//! The few operations the encoder skeleton needs, as data; `cpu` computes them.
 //!
-//! Activations are candle tensors, `[T, width]` row-major f32, one row per token of the packed batch. Each op checks
-//! its shapes, refuses a layout it would have to copy, and hands slices to `cpu`. A device without an implementation
-//! is an error, never a silent copy to the CPU. [`mod@reference`] holds the slow, obvious versions that the tests compare
-//! against.
+//! Activations are `[T, width]` row-major f32, one row per token of the packed batch. Inside an encoder they live in
+//! buffers of the compute threads ([`cpu::worker`]); candle tensors carry what enters and leaves: the last hidden states,
+//! pooled vectors, and what the heads behind them make of those. A device without an implementation is an error,
+//! never a silent copy to the CPU. [`mod@reference`] holds the slow, obvious versions that the tests compare against.
 //!
-//! | op | in | out |
-//! |---|---|---|
-//! | [`Linear`] | `x [T, k]` | `act(x·Wᵀ + b) [T, n]`, with a residual added where one is given |
-//! | [`Gate`] | `[a, b] [T, 2·n]` | `act(a)·b [T, n]` |
-//! | [`Attention`] | `qkv [T, 3·inner]` | `softmax(scale·q·kᵀ + bias)·v [T, inner]`, inside each sequence |
-//! | [`Normalise`] | `x [T, hidden]` | `norm(x)`, LayerNorm or RMSNorm |
-//! | [`Embed`] | token ids | `norm(word + position + type) [T, hidden]` |
-//! | [`Pool`] | `hidden [T, hidden]` | one row per sequence `[B, hidden]` |
+//! | operation | meaning |
+//! |---|---|
+//! | [`Embed`] | token ids to `norm(word + position + type)` |
+//! | [`SelfAttention`] | `x + output(softmax(scale·q·kᵀ + bias)·v)` inside each sequence, `q, k, v = x·Wᵀ + b` |
+//! | [`FeedForward`] | `x + down(act(up(x)))`, or `x + down(act(gate(x))·up(x))` |
+//! | [`Norm`] | LayerNorm or RMSNorm of every row |
+//! | [`Linear`] | `act(x·Wᵀ + b)`, of which the blocks above are made |
+//! | [`Pool`] | one row per sequence |
 
 pub mod cpu;
 pub mod precision;
@@ -20,17 +20,20 @@ pub mod reference;
 
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 pub use cpu::Isa;
 pub use cpu::activation::Activation;
-pub use cpu::linear::PackedMatrix;
+pub use cpu::forward::{Batch, Memory, forward};
+pub use cpu::matrix::PackedMatrix;
 pub use cpu::norm::Norm;
+pub use cpu::pages::Pages;
 pub use cpu::position::{DistanceBias, Rotary};
 pub use cpu::reduce::Reduce;
+pub use cpu::worker::{Norms, Widths, Worker};
 pub use precision::{Compute, Precision};
 
-/// `act(x·Wᵀ + b)`: one 2-D matrix product over all tokens of the batch.
+/// `act(x·Wᵀ + b)`: one 2-D matrix product over all rows.
 #[derive(Debug, Clone)]
 pub struct Linear {
     pub weight: Arc<PackedMatrix>,
@@ -39,20 +42,12 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// `x [T, k]` to `[T, n]`.
+    /// `x [T, k]` to `[T, n]`, on the calling thread.
     ///
     /// # Errors
     /// A shape or layout that does not fit, or a device without an implementation.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         x.apply_op1_no_bwd(self)
-    }
-
-    /// `forward(x) + residual`, both `[T, n]`, in one pass.
-    ///
-    /// # Errors
-    /// As [`Linear::forward`].
-    pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        x.apply_op2_no_bwd(residual, self)
     }
 }
 
@@ -63,63 +58,14 @@ impl CustomOp1 for Linear {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = rows(storage, layout, self.weight.k())?;
-        let out = cpu::linear::linear(self.isa, x, &self.weight, self.activation, None);
+        let out = cpu::linear::linear_rows(self.isa, x, &self.weight, self.activation);
         Ok(finish(out, self.weight.n()))
     }
 }
 
-impl CustomOp2 for Linear {
-    fn name(&self) -> &'static str {
-        "linear-add"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, r: &CpuStorage, rl: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (k, n) = (self.weight.k(), self.weight.n());
-        let (x, residual) = (rows(x, xl, k)?, rows(r, rl, n)?);
-        if x.len() / k.max(1) != residual.len() / n.max(1) {
-            candle_core::bail!("linear: {} rows and a residual of {}", x.len() / k.max(1), residual.len() / n.max(1));
-        }
-        Ok(finish(cpu::linear::linear(self.isa, x, &self.weight, self.activation, Some(residual)), n))
-    }
-}
-
-/// The middle of a gated feed-forward.
-#[derive(Debug, Clone, Copy)]
-pub struct Gate {
-    pub activation: Activation,
-    pub isa: Isa,
-}
-
-impl Gate {
-    /// `[T, 2·n]`, the activated half first, to `[T, n]`.
-    ///
-    /// # Errors
-    /// As [`Linear::forward`].
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        x.apply_op1_no_bwd(self)
-    }
-}
-
-impl CustomOp1 for Gate {
-    fn name(&self) -> &'static str {
-        "gate"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (_, width) = layout.shape().dims2()?;
-        if width % 2 != 0 || width == 0 {
-            candle_core::bail!("gate: width {width} is not twice another");
-        }
-        let out = cpu::activation::gate(self.isa, self.activation, rows(storage, layout, width)?, width / 2);
-        Ok(finish(out, width / 2))
-    }
-}
-
-/// Self-attention inside the sequences of a packed batch.
+/// How queries, keys and values become a context, inside each sequence.
 #[derive(Debug, Clone)]
 pub struct Attention {
-    /// Row offsets of the sequences, `B + 1` of them, the first 0 and the last T.
-    pub offsets: Arc<[usize]>,
     pub n_heads: usize,
     /// Factor on the scores, `1/√head_size` for BERT.
     pub scale: f32,
@@ -129,136 +75,89 @@ pub struct Attention {
     pub rotary: Option<Arc<Rotary>>,
     /// A query sees the keys at most this far away; `None` = all.
     pub window: Option<usize>,
-    pub isa: Isa,
 }
 
 impl Attention {
-    /// `qkv [T, 3·inner]` (query, key, value side by side) to `[T, inner]`.
+    /// Refuses sequences longer than the table of rotations, before anything is computed.
     ///
     /// # Errors
-    /// As [`Linear::forward`].
-    pub fn forward(&self, qkv: &Tensor) -> Result<Tensor> {
-        qkv.apply_op1_no_bwd(self)
-    }
-}
-
-impl CustomOp1 for Attention {
-    fn name(&self) -> &'static str {
-        "attention"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (_, width) = layout.shape().dims2()?;
-        if width % (3 * self.n_heads) != 0 {
-            candle_core::bail!("attention: width {width} is not 3 x {} heads", self.n_heads);
-        }
-        let qkv = rows(storage, layout, width)?;
-        if self.offsets.last().copied() != Some(qkv.len() / width) {
-            candle_core::bail!("attention: offsets do not end at {} rows", qkv.len() / width);
-        }
-        if let Some(rotary) = &self.rotary {
-            let longest = self.offsets.windows(2).map(|span| span[1] - span[0]).max().unwrap_or(0);
-            if longest > rotary.positions() {
-                candle_core::bail!("attention: a row of {longest} tokens, positions end at {}", rotary.positions());
+    /// A sequence that ends beyond it.
+    pub fn check(&self, offsets: &[usize]) -> Result<()> {
+        let longest = offsets.windows(2).map(|span| span[1] - span[0]).max().unwrap_or(0);
+        match &self.rotary {
+            Some(rotary) if longest > rotary.positions() => {
+                candle_core::bail!("attention: a row of {longest} tokens, positions end at {}", rotary.positions())
             }
+            _ => Ok(()),
         }
-        let out = cpu::attention::attention(self, qkv, width / 3);
-        Ok(finish(out, width / 3))
     }
 }
 
-/// LayerNorm or RMSNorm of every row.
+/// An attention block without its norm.
 #[derive(Debug, Clone)]
-pub struct Normalise {
-    pub norm: Arc<Norm>,
-    pub isa: Isa,
+pub struct SelfAttention {
+    /// `[3·inner, hidden]`: query, key and value side by side.
+    pub qkv: Linear,
+    pub attention: Attention,
+    /// `[hidden, inner]`.
+    pub output: Linear,
 }
 
-impl Normalise {
-    /// `[T, hidden]` to the same.
-    ///
-    /// # Errors
-    /// As [`Linear::forward`].
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        x.apply_op1_no_bwd(self)
-    }
-}
-
-impl CustomOp1 for Normalise {
-    fn name(&self) -> &'static str {
-        "normalise"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let width = self.norm.width();
-        let out = cpu::norm::norm(self.isa, rows(storage, layout, width)?, &self.norm);
-        Ok(finish(out, width))
-    }
-}
-
-/// Embedding tables summed and normalised in one pass.
+/// A feed-forward block without its norm.
 #[derive(Debug, Clone)]
+pub struct FeedForward {
+    /// `[middle, hidden]`; of a gated network the half to activate and the other one, `[2·middle, hidden]`.
+    pub up: Linear,
+    /// The activation of a gated network.
+    pub gate: Option<Activation>,
+    /// `[hidden, middle]`.
+    pub down: Linear,
+}
+
+/// Embedding tables, row-major, summed and normalised in one pass.
+#[derive(Debug)]
 pub struct Embed {
-    /// `[vocabulary, hidden]`.
-    pub word: Tensor,
-    /// `[positions, hidden]`.
-    pub position: Option<Tensor>,
+    pub width: usize,
+    /// `[vocabulary, width]`.
+    pub word: Vec<f32>,
+    /// `[positions, width]`.
+    pub position: Option<Vec<f32>>,
     /// Row 0 of the token-type table: single texts have no second segment.
-    pub token_type: Option<Arc<[f32]>>,
-    pub norm: Option<Arc<Norm>>,
-    pub isa: Isa,
+    pub token_type: Option<Vec<f32>>,
+    pub norm: Option<Norm>,
 }
 
 impl Embed {
-    /// Token ids and rows of the position table, both of length T, to `[T, hidden]`.
+    /// What the compute threads read.
+    pub fn tables(&self) -> cpu::embed::Tables<'_> {
+        cpu::embed::Tables {
+            width: self.width,
+            word: &self.word,
+            position: self.position.as_deref(),
+            token_type: self.token_type.as_deref(),
+            norm: self.norm.as_ref(),
+        }
+    }
+
+    /// Refuses what lies outside the tables, before anything is computed.
     ///
     /// # Errors
     /// An id or position outside its table.
-    pub fn forward(&self, ids: &[u32], positions: &[u32]) -> Result<Tensor> {
-        let op = EmbedOp { embed: self, ids, positions };
-        match &self.position {
-            Some(position) => op.run(&self.word, Some(position)),
-            None => op.run(&self.word, None),
-        }
+    pub fn check(&self, ids: &[u32], positions: &[u32]) -> Result<()> {
+        check_inside("token id", ids, self.word.len() / self.width)?;
+        self.position.as_ref().map_or(Ok(()), |table| check_inside("position", positions, table.len() / self.width))
+    }
+
+    /// Memory held, in bytes.
+    pub fn size_bytes(&self) -> usize {
+        (self.word.len() + self.position.as_ref().map_or(0, Vec::len)) * size_of::<f32>()
     }
 }
 
-/// One call of [`Embed`]. Not a candle op: its inputs are host integers, and only its output is a tensor.
-struct EmbedOp<'a> {
-    embed: &'a Embed,
-    ids: &'a [u32],
-    positions: &'a [u32],
-}
-
-impl EmbedOp<'_> {
-    fn run(&self, word: &Tensor, position: Option<&Tensor>) -> Result<Tensor> {
-        let width = word.dim(1)?;
-        let (word_storage, word_layout) = word.storage_and_layout();
-        let tables = match &*word_storage {
-            candle_core::Storage::Cpu(storage) => rows(storage, word_layout, width)?,
-            candle_core::Storage::Cuda(_) | candle_core::Storage::Metal(_) => {
-                candle_core::bail!("embed: no implementation for {:?}", word.device())
-            }
-        };
-        let position = position.map(Tensor::storage_and_layout);
-        let position_table = match &position {
-            None => None,
-            Some((storage, layout)) => match &**storage {
-                candle_core::Storage::Cpu(storage) => Some(rows(storage, layout, width)?),
-                candle_core::Storage::Cuda(_) | candle_core::Storage::Metal(_) => {
-                    candle_core::bail!("embed: tables on different devices")
-                }
-            },
-        };
-        let tables = cpu::embed::Tables {
-            width,
-            word: tables,
-            position: position_table,
-            token_type: self.embed.token_type.as_deref(),
-            norm: self.embed.norm.as_deref(),
-        };
-        let out = cpu::embed::embed(self.embed.isa, &tables, self.ids, self.positions)?;
-        Tensor::from_vec(out, (self.ids.len(), width), word.device())
+fn check_inside(what: &str, indices: &[u32], rows: usize) -> Result<()> {
+    match indices.iter().find(|index| **index as usize >= rows) {
+        Some(index) => candle_core::bail!("{what} {index} is outside a table of {rows} rows"),
+        None => Ok(()),
     }
 }
 
@@ -266,6 +165,7 @@ impl EmbedOp<'_> {
 #[derive(Debug, Clone)]
 pub struct Pool {
     pub reduce: Reduce,
+    /// Row offsets of the sequences, `B + 1` of them, the first 0 and the last T.
     pub offsets: Arc<[usize]>,
     /// Rows at the start of each sequence to leave out.
     pub skips: Arc<[usize]>,

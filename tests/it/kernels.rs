@@ -5,11 +5,8 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use embedserve::kernel::cpu::activation::activate;
-use embedserve::kernel::reference::AttentionOptions;
-use embedserve::kernel::{
-    Activation, Attention, DistanceBias, Gate, Isa, Linear, Norm, Normalise, PackedMatrix, Pool, Reduce, Rotary,
-    reference,
-};
+use embedserve::kernel::cpu::norm::normalise_row;
+use embedserve::kernel::{Activation, Isa, Linear, Norm, PackedMatrix, Pool, Reduce, reference};
 
 use crate::support::random::Random;
 
@@ -110,6 +107,12 @@ fn activations_stay_finite_at_the_ends_and_pass_nan_on() {
     }
 }
 
+fn normalised(isa: Isa, x: &[f32], norm: &Norm) -> Vec<f32> {
+    let mut out = x.to_vec();
+    out.chunks_exact_mut(norm.width()).for_each(|row| normalise_row(isa, row, norm));
+    out
+}
+
 #[test]
 fn layer_norm_matches_the_reference_also_where_one_pass_would_cancel() {
     let mut random = Random::new(3);
@@ -123,8 +126,8 @@ fn layer_norm_matches_the_reference_also_where_one_pass_would_cancel() {
                 let layer_norm = |row| reference::layer_norm(row, &gamma, beta.as_deref(), 1e-5);
                 let expected: Vec<f64> = rows.chunks(width).flat_map(layer_norm).collect();
                 for isa in levels() {
-                    let op = Normalise { norm: Arc::new(Norm::layer(gamma.clone(), beta.clone(), 1e-5)), isa };
-                    let error = worst(&values(&op.forward(&tensor(&x, width)).unwrap()), &expected);
+                    let norm = Norm::layer(gamma.clone(), beta.clone(), 1e-5);
+                    let error = worst(&normalised(isa, &x, &norm), &expected);
                     assert!(error < bound, "{isa} width {width} mean {mean}: {error:e}");
                 }
             }
@@ -141,117 +144,10 @@ fn root_mean_square_norm_matches_the_reference() {
         let norm = |row| reference::root_mean_square_norm(row, &gamma, 1e-6);
         let expected: Vec<f64> = rows.chunks(width).flat_map(norm).collect();
         for isa in levels() {
-            let op = Normalise { norm: Arc::new(Norm::root_mean_square(gamma.clone(), 1e-6)), isa };
-            let error = worst(&values(&op.forward(&tensor(&x, width)).unwrap()), &expected);
+            let error = worst(&normalised(isa, &x, &Norm::root_mean_square(gamma.clone(), 1e-6)), &expected);
             assert!(error < 1e-5, "{isa} width {width}: {error:e}");
         }
     }
-}
-
-#[test]
-fn a_gate_is_the_activated_half_times_the_other() {
-    let mut random = Random::new(14);
-    for (rows, width) in [(1, 1), (3, 7), (5, 64)] {
-        let x = random.floats(rows * 2 * width, 3.0);
-        for activation in ACTIVATIONS {
-            let row = |row: &[f32]| -> Vec<f64> {
-                let (a, b) = row.split_at(width);
-                a.iter().zip(b).map(|(a, b)| reference::activate(activation, f64::from(*a)) * f64::from(*b)).collect()
-            };
-            let expected: Vec<f64> = x.chunks(2 * width).flat_map(row).collect();
-            for isa in levels() {
-                let op = Gate { activation, isa };
-                let error = worst(&values(&op.forward(&tensor(&x, 2 * width)).unwrap()), &expected);
-                assert!(error < 1e-5, "{isa} {activation:?} {rows}x{width}: {error:e}");
-            }
-        }
-    }
-}
-
-#[test]
-fn a_residual_is_added_after_the_activation() {
-    let mut random = Random::new(15);
-    let (m, k, n) = (131, 20, 49);
-    let (x, weight, residual) = (random.floats(m * k, 1.0), random.floats(n * k, 1.0), random.floats(m * n, 1.0));
-    let packed = Arc::new(PackedMatrix::pack(n, k, &weight, None));
-    let product = reference::linear(&x, &weight, None, k, Activation::Gelu);
-    let expected: Vec<f64> = product.iter().zip(&residual).map(|(x, r)| x + f64::from(*r)).collect();
-    for isa in levels() {
-        let op = Linear { weight: Arc::clone(&packed), activation: Activation::Gelu, isa };
-        let error = worst(&values(&op.forward_add(&tensor(&x, k), &tensor(&residual, n)).unwrap()), &expected);
-        assert!(error < 1e-5, "{isa}: {error:e}");
-        assert!(op.forward_add(&tensor(&x, k), &tensor(&residual[n..], n)).is_err());
-    }
-}
-
-/// Offsets of sequences with these lengths.
-fn offsets(lengths: &[usize]) -> Arc<[usize]> {
-    let ends = lengths.iter().scan(0, |end, length| {
-        *end += length;
-        Some(*end)
-    });
-    std::iter::once(0).chain(ends).collect()
-}
-
-fn plain(offsets: &Arc<[usize]>, n_heads: usize, scale: f32) -> Attention {
-    let offsets = Arc::clone(offsets);
-    Attention { offsets, n_heads, scale, bias: None, rotary: None, window: None, isa: Isa::Portable }
-}
-
-// Every combination of what attention may have, over sequences shorter and longer than windows, panels and blocks.
-#[test]
-fn attention_matches_the_reference_inside_each_sequence() {
-    let mut random = Random::new(4);
-    let lengths = [1, 17, 2, 40, 33, 64, 130];
-    let offsets = offsets(&lengths);
-    let total: usize = lengths.iter().sum();
-    let bias = |head: usize, distance: isize| 0.1 * (head as f64 + 1.0) * (distance.clamp(-20, 20) as f64 * 0.7).sin();
-    let none = |_: usize, _: isize| 0.0;
-    for (n_heads, size) in [(1, 5), (4, 8), (3, 16), (2, 34)] {
-        let inner = n_heads * size;
-        let qkv = random.floats(total * 3 * inner, 2.0);
-        let scale = 1.0 / (size as f32).sqrt();
-        #[expect(clippy::cast_possible_truncation, reason = "the kernel's table holds f32")]
-        let distances = Arc::new(DistanceBias::new(n_heads, 20, |head, distance| bias(head, distance) as f32));
-        let rotary = Arc::new(Rotary::new((10_000.0, 1.0), size, 130));
-        for case in 0..8 {
-            let (biased, turned, windowed) = (case & 1 > 0, case & 2 > 0 && size % 2 == 0, case & 4 > 0);
-            let options = AttentionOptions {
-                n_heads,
-                scale: f64::from(scale),
-                bias: if biased { &bias } else { &none },
-                rotary: turned.then_some(10_000.0),
-                window: if windowed { 9 } else { usize::MAX },
-            };
-            let rows = |span: &[usize]| &qkv[span[0] * 3 * inner..span[1] * 3 * inner];
-            let expected: Vec<f64> =
-                offsets.windows(2).flat_map(|span| reference::attention(rows(span), inner, options)).collect();
-            for isa in levels() {
-                let op = Attention {
-                    bias: biased.then(|| Arc::clone(&distances)),
-                    rotary: turned.then(|| Arc::clone(&rotary)),
-                    window: windowed.then_some(9),
-                    isa,
-                    ..plain(&offsets, n_heads, scale)
-                };
-                let error = worst(&values(&op.forward(&tensor(&qkv, 3 * inner)).unwrap()), &expected);
-                assert!(error < 1e-5, "{isa} {options:?} biased {biased}: {error:e}");
-            }
-        }
-    }
-}
-
-#[test]
-fn attention_refuses_rows_beyond_its_positions() {
-    let op = Attention { rotary: Some(Arc::new(Rotary::new((10.0, 1.0), 4, 19))), ..plain(&offsets(&[20]), 1, 1.0) };
-    assert!(op.forward(&tensor(&[0.5; 20 * 12], 12)).is_err());
-}
-
-#[test]
-fn attention_with_huge_scores_is_finite() {
-    let qkv: Vec<f32> = (0..20 * 12).map(|i| if i % 2 == 0 { 1e4 } else { -1e4 }).collect();
-    let op = Attention { isa: Isa::detect(), ..plain(&offsets(&[20]), 1, 1.0) };
-    assert!(values(&op.forward(&tensor(&qkv, 12)).unwrap()).iter().all(|x| x.is_finite()));
 }
 
 #[test]

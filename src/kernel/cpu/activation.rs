@@ -7,13 +7,13 @@
 //!
 //! The erf and tanh forms differ by up to 4.7e-4: a model's configuration decides, never speed.
 
-use rayon::prelude::*;
-
+use super::rows::Rows;
 use super::{Isa, dispatch, multiply_add};
 
 /// The activation applied to a linear layer's output.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Activation {
+    #[default]
     None,
     /// Exact, with the error function.
     Gelu,
@@ -37,18 +37,30 @@ pub fn activate(isa: Isa, activation: Activation, values: &mut [f32]) {
     }
 }
 
-/// A gated feed-forward's middle: `activation(a)·b` for rows `[a | b]` of `2·width` values.
-pub fn gate(isa: Isa, activation: Activation, x: &[f32], width: usize) -> Vec<f32> {
-    let mut out = vec![0.0; x.len() / 2];
-    out.par_chunks_mut(width).zip(x.par_chunks(2 * width)).for_each(|(out, row)| {
-        let (activated, linear) = row.split_at(width);
-        out.copy_from_slice(activated);
-        activate(isa, activation, out);
-        for (out, linear) in out.iter_mut().zip(linear) {
-            *out *= linear;
+/// Applies `activation` to the first `width` values of rows.
+///
+/// # Safety
+/// The rows are there, and nobody else reads or writes these values meanwhile.
+pub(super) unsafe fn activate_rows(isa: Isa, activation: Activation, (rows, n_rows): (Rows, usize), width: usize) {
+    for row in 0..n_rows {
+        // SAFETY: passed on from the caller.
+        activate(isa, activation, unsafe { rows.row_mut(row, width) });
+    }
+}
+
+/// The middle of a gated feed-forward network: rows `[a | b]` of `2·width` values become `activation(a)·b`, in place of a.
+///
+/// # Safety
+/// As [`activate_rows`], for both halves.
+pub(super) unsafe fn gate_rows(isa: Isa, activation: Activation, (rows, n_rows): (Rows, usize), width: usize) {
+    for row in 0..n_rows {
+        // SAFETY: passed on from the caller.
+        let (activated, linear) = unsafe { rows.row_mut(row, 2 * width) }.split_at_mut(width);
+        activate(isa, activation, activated);
+        for (activated, linear) in activated.iter_mut().zip(linear) {
+            *activated *= *linear;
         }
-    });
-    out
+    }
 }
 
 #[inline(always)]

@@ -1,30 +1,34 @@
-//! Attention inside each sequence of a packed batch: `softmax(scale·q·kᵀ + bias)·v`, one task per sequence and head.
+//! Attention inside each sequence of a tile: `softmax(scale·q·kᵀ + bias)·v`, one sequence and head after another.
 //!
 //! The keys of a head are packed like a weight (sixteen keys to a panel), the values likewise (sixteen columns to a
-//! panel), and both products run on the tiles of [`super::linear`]. Queries go in blocks of `QUERY_BLOCK`, so the
-//! score buffer is small even for 8,192 keys. The softmax subtracts the row's maximum, divides once at the end, and
-//! sums in fixed lanes: a sequence's bits depend on nothing outside it. There is no mask: what is not in the sequence
-//! is not there.
+//! panel), and both products run on the tiles of [`super::tile`]. Queries go in blocks of `QUERY_BLOCK`, so the score
+//! buffer is small even for 8,192 keys. The softmax subtracts the row's maximum, divides once at the end, and sums in
+//! fixed lanes: a sequence's bits depend on nothing outside it. There is no mask: what is not in the sequence is not
+//! there.
 //!
 //! Rotary positions turn queries and keys as they are packed. A window limits each query to the keys around it: blocks
 //! compute only the key panels that one of their queries sees, so local attention is linear in the length.
+//!
+//! The result takes the place of the queries: nobody needs a block of queries but the one who computes it.
 
-use std::cell::RefCell;
+use std::ops::Range;
 
-use rayon::prelude::*;
-
+use super::Isa;
 use super::activation::exp;
 use super::dispatch;
-use super::linear::{Output, PANEL, Product, multiply};
-use super::norm::lane_sum;
-use crate::kernel::Attention;
+use super::matrix::MatrixView;
+use super::product::{Epilogue, Operand, product};
+use super::rows::{Rows, padded};
+use super::team::Team;
+use super::tile::{GROUP, LINE, PANEL, Scales};
+use crate::kernel::{Attention, Precision};
 
 /// Queries whose scores are held at once.
 const QUERY_BLOCK: usize = 32;
 
-/// Buffers of one thread, reused from task to task.
-#[derive(Default)]
-struct Scratch {
+/// Buffers of one thread, reused from head to head.
+#[derive(Debug, Default)]
+pub(super) struct AttentionScratch {
     queries: Vec<f32>,
     keys: Vec<f32>,
     values: Vec<f32>,
@@ -32,136 +36,185 @@ struct Scratch {
     bias: Vec<f32>,
 }
 
-thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
+/// The queries, keys and values of a tile, `[n_tokens, 3·inner]`, where inner is heads times head size.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct QueryKeyValue<'a> {
+    pub(super) rows: Rows,
+    pub(super) inner: usize,
+    /// Row offsets of the sequences, one more than there are sequences.
+    pub(super) offsets: &'a [usize],
 }
 
-/// `qkv [T, 3·inner]` to `[T, inner]`, where `inner` is heads times head size.
-pub fn attention(op: &Attention, qkv: &[f32], inner: usize) -> Vec<f32> {
-    let n_tokens = qkv.len() / (3 * inner);
-    let mut out = vec![0.0; n_tokens * inner];
-    let output = Output { start: out.as_mut_ptr(), stride: inner };
-    let n_sequences = op.offsets.len().saturating_sub(1);
-    (0..n_sequences * op.n_heads).into_par_iter().for_each(|task| {
-        let (sequence, head) = (task / op.n_heads, task % op.n_heads);
-        let rows = op.offsets[sequence]..op.offsets[sequence + 1];
-        let head =
-            Head { qkv: &qkv[rows.start * 3 * inner..rows.end * 3 * inner], inner, index: head, n_heads: op.n_heads };
-        SCRATCH.with_borrow_mut(|scratch| attend(op, &head, scratch, output, rows.start));
-    });
-    out
+/// Replaces the queries of this member's share by the result. The other parts are only read.
+///
+/// # Safety
+/// All rows are there and nobody writes keys and values meanwhile; all members of the team call this alike.
+pub(super) unsafe fn attend(
+    isa: Isa,
+    op: &Attention,
+    qkv: QueryKeyValue<'_>,
+    team: Team<'_>,
+    scratch: &mut AttentionScratch,
+) {
+    let size = qkv.inner / op.n_heads;
+    let lengths = || qkv.offsets.windows(2).map(|span| span[1] - span[0]);
+    let cost = |n: usize| n * n.min(op.window.map_or(n, |window| 2 * window + 1));
+    // Work is cut in proportion to cost, at any block of queries of any head of any sequence.
+    let total: usize = op.n_heads * lengths().map(cost).sum::<usize>();
+    let border = |index: usize| total * index / team.size;
+    let (from, to) = (border(team.index), border(team.index + 1));
+    let mut done = 0;
+    for (n, first_row) in lengths().zip(qkv.offsets) {
+        let head_cost = cost(n);
+        for head in 0..op.n_heads {
+            let blocks = share_of_blocks(n, (head_cost, done), (from, to));
+            done += head_cost;
+            if !blocks.is_empty() {
+                let head = Head { rows: qkv.rows.at(*first_row, head * size), inner: qkv.inner, size, n, index: head };
+                // SAFETY: passed on from the caller; shares of different members do not overlap.
+                unsafe { attend_head(isa, op, &head, blocks, scratch) };
+            }
+        }
+    }
+}
+
+/// The blocks of one head whose work begins inside a member's share `from..to`, the head's own beginning at `done`.
+fn share_of_blocks(n: usize, (head_cost, done): (usize, usize), (from, to): (usize, usize)) -> Range<usize> {
+    let n_blocks = n.div_ceil(QUERY_BLOCK);
+    let begins = |block: usize| done + head_cost * block / n_blocks;
+    let first = |border: usize| (0..n_blocks).find(|block| begins(*block) >= border).unwrap_or(n_blocks);
+    if done + head_cost <= from || done >= to {
+        return 0..0;
+    }
+    first(from)..first(to)
 }
 
 /// One head of one sequence.
-struct Head<'a> {
-    /// The rows of the sequence, `[n, 3·inner]`.
-    qkv: &'a [f32],
+struct Head {
+    /// From the first token's query on.
+    rows: Rows,
     inner: usize,
+    size: usize,
+    n: usize,
     index: usize,
-    n_heads: usize,
 }
 
-impl Head<'_> {
-    const fn size(&self) -> usize {
-        self.inner / self.n_heads
-    }
-
-    const fn stride(&self) -> usize {
-        3 * self.inner
-    }
-
-    /// Offset of this head's query (0), key (1) or value (2) inside a row.
-    const fn column(&self, part: usize) -> usize {
-        part * self.inner + self.index * self.size()
-    }
-
-    const fn len(&self) -> usize {
-        self.qkv.len() / self.stride()
-    }
-
-    /// The query (0), key (1) or value (2) of every token, in order.
-    fn rows(&self, part: usize) -> impl Iterator<Item = &[f32]> {
-        self.qkv.chunks_exact(self.stride()).map(move |row| &row[self.column(part)..][..self.size()])
+impl Head {
+    /// The query (0), key (1) or value (2) of a token.
+    ///
+    /// # Safety
+    /// Nobody writes it meanwhile.
+    unsafe fn part<'a>(&self, token: usize, part: usize) -> &'a [f32] {
+        // SAFETY: the caller of `attend` promises all rows.
+        unsafe { self.rows.at(0, part * self.inner).row(token, self.size) }
     }
 }
 
-fn attend(op: &Attention, head: &Head<'_>, scratch: &mut Scratch, output: Output, first_row: usize) {
-    let (n, size) = (head.len(), head.size());
-    let Scratch { queries, keys, values, scores, bias } = scratch;
-    pack_keys(op, head, keys);
-    pack_values(head, values);
-    // Queries are read where they lie, unless they must be turned first.
-    let (queries, query_stride) = match &op.rotary {
-        None => (&head.qkv[head.column(0).min(head.qkv.len())..], head.stride()),
-        Some(rotary) => {
-            queries.clear();
-            queries.resize(n * size, 0.0);
-            for (position, (query, turned)) in head.rows(0).zip(queries.chunks_exact_mut(size)).enumerate() {
-                rotary.turn(position, query, |i, x| turned[i] = x);
-            }
-            (queries.as_slice(), size)
-        }
-    };
+unsafe fn attend_head(
+    isa: Isa,
+    op: &Attention,
+    head: &Head,
+    blocks: Range<usize>,
+    AttentionScratch { queries, keys, values, scores, bias }: &mut AttentionScratch,
+) {
+    let (n, size) = (head.n, head.size);
+    // SAFETY: nobody writes keys and values during `attend`.
+    unsafe { pack_keys(op, head, keys) };
+    // SAFETY: as above.
+    unsafe { pack_values(head, values) };
     if let Some(distances) = &op.bias {
         distances.expand(head.index, n, bias);
     }
     let reach = op.window.unwrap_or(n);
-    scores.clear();
-    scores.resize(QUERY_BLOCK * n.next_multiple_of(PANEL), 0.0);
-    for first in (0..n).step_by(QUERY_BLOCK) {
+    let stride = padded(n);
+    // Zeros once; afterwards every block overwrites what it reads.
+    scores.resize(scores.len().max(QUERY_BLOCK * stride), 0.0);
+    for first in blocks.map(|block| block * QUERY_BLOCK) {
         let n_rows = QUERY_BLOCK.min(n - first);
+        // Queries are read where they lie, unless they must be turned first.
+        let mut from = head.rows.at(first, 0);
+        if let Some(rotary) = &op.rotary {
+            queries.resize(queries.len().max(QUERY_BLOCK * size), 0.0);
+            for (row, turned) in queries.chunks_exact_mut(size).take(n_rows).enumerate() {
+                // SAFETY: this block of queries is this member's own.
+                let query = unsafe { head.part(first + row, 0) };
+                rotary.turn(first + row, query, |i, x| turned[i] = x);
+            }
+            from = Rows::new(queries, size);
+        }
         // The keys that any query of the block sees, from a whole panel on.
         let seen = first.saturating_sub(reach) / PANEL * PANEL..n.min(first + n_rows + reach);
-        let width = seen.len().next_multiple_of(PANEL);
-        let product = Product {
-            a: &queries[first * query_stride..],
-            a_stride: query_stride,
-            panels: &keys[seen.start * size..],
-            panel_stride: size,
-            k: size,
-            n_rows,
-            n_columns: seen.len(),
+        let table = Rows::new(scores, stride);
+        let operand = |rows: Rows| Operand {
+            start: rows.as_ptr().cast_const().cast(),
+            stride: rows.stride() * size_of::<f32>(),
+            scales: std::ptr::null(),
         };
-        let table = Output { start: scores.as_mut_ptr(), stride: width };
-        // SAFETY: the buffer holds QUERY_BLOCK rows of `width` values at least and belongs to this thread.
-        multiply(op.isa, &product, &mut unsafe { table.tile(0, 0) });
-        for (query, row) in (first..).zip(scores.chunks_exact_mut(width).take(n_rows)) {
+        // Scores of the zeros past the last key are computed too, and left out of the softmax.
+        let view = packed(&keys[seen.start * size..], (size, size), seen.len().next_multiple_of(PANEL));
+        // SAFETY: the score table holds the rows of a block and whole panels of keys, and belongs to this thread.
+        unsafe { all_columns(isa, (operand(from), n_rows), &view, table) };
+        let mut shares = [0.0_f32; QUERY_BLOCK];
+        for (row, share) in shares.iter_mut().take(n_rows).enumerate() {
+            let query = first + row;
             let visible = query.saturating_sub(reach).max(seen.start)..seen.end.min(query + reach + 1);
             let columns = visible.start - seen.start..visible.end - seen.start;
+            // SAFETY: as above.
+            let row = unsafe { table.row_mut(row, seen.len()) };
             row[..columns.start].fill(0.0);
             row[columns.end..].fill(0.0);
             let row = &mut row[columns];
-            let scale = if op.bias.is_some() {
+            let mut scale = op.scale;
+            if op.bias.is_some() {
                 let bias = &bias[n - 1 + visible.start - query..][..row.len()];
                 for (score, bias) in row.iter_mut().zip(bias) {
                     *score = op.scale * *score + bias;
                 }
-                1.0
-            } else {
-                op.scale
-            };
-            dispatch!(op.isa, softmax(row: &mut [f32], scale: f32));
+                scale = 1.0;
+            }
+            *share = dispatch!(isa, exponents(row: &mut [f32], scale: f32) -> f32);
         }
-        let product = Product {
-            a: scores,
-            a_stride: width,
-            panels: &values[seen.start * PANEL..],
-            panel_stride: n,
-            k: seen.len(),
-            n_rows,
-            n_columns: size,
-        };
-        // SAFETY: each task writes its own rows and its own head's columns of the output.
-        multiply(op.isa, &product, &mut unsafe { output.tile(first_row + first, head.column(0)) });
+        let view = packed(&values[seen.start * PANEL..], (n, seen.len()), size);
+        let out = head.rows.at(first, 0);
+        // SAFETY: the place of this block's queries, which nobody needs any more; the head's columns only.
+        unsafe { all_columns(isa, (operand(table), n_rows), &view, out) };
+        for (row, share) in shares.iter().take(n_rows).enumerate() {
+            // SAFETY: as above.
+            unsafe { out.row_mut(row, size) }.iter_mut().for_each(|x| *x *= share);
+        }
     }
 }
 
+/// Buffers packed in panels as a weight: `k` steps of each panel taken, `stride` steps from one to the next.
+fn packed(panels: &[f32], (stride, k): (usize, usize), n: usize) -> MatrixView {
+    let last = (n.div_ceil(PANEL).max(1) - 1) * stride + k;
+    assert!(panels.len() >= last * PANEL, "packed keys or values are too short");
+    MatrixView {
+        precision: Precision::F32,
+        panels: panels.as_ptr().cast(),
+        panel_stride: stride * LINE,
+        steps: k,
+        n,
+        bias: std::ptr::null(),
+        scales: Scales::NONE,
+    }
+}
+
+/// # Safety
+/// See [`product`].
+unsafe fn all_columns(isa: Isa, rows: (Operand, usize), view: &MatrixView, out: Rows) {
+    // SAFETY: passed on from the caller.
+    unsafe { product(isa, rows, view, 0..view.n.div_ceil(GROUP * PANEL), (out, Epilogue::default())) };
+}
+
 /// `[n/16][size][16]`: sixteen keys side by side, as a weight with one output per key.
-fn pack_keys(op: &Attention, head: &Head<'_>, packed: &mut Vec<f32>) {
-    let (n, size) = (head.len(), head.size());
+unsafe fn pack_keys(op: &Attention, head: &Head, packed: &mut Vec<f32>) {
+    let size = head.size;
     packed.clear();
-    packed.resize(n.next_multiple_of(PANEL) * size, 0.0);
-    for (position, key) in head.rows(1).enumerate() {
+    packed.resize(head.n.next_multiple_of(PANEL) * size, 0.0);
+    for position in 0..head.n {
+        // SAFETY: passed on from the caller.
+        let key = unsafe { head.part(position, 1) };
         let panel = &mut packed[position / PANEL * PANEL * size..][..PANEL * size];
         let lane = position % PANEL;
         match &op.rotary {
@@ -176,20 +229,22 @@ fn pack_keys(op: &Attention, head: &Head<'_>, packed: &mut Vec<f32>) {
 }
 
 /// `[size/16][n][16]`: as a weight with one output per value column.
-fn pack_values(head: &Head<'_>, packed: &mut Vec<f32>) {
-    let (n, size) = (head.len(), head.size());
+unsafe fn pack_values(head: &Head, packed: &mut Vec<f32>) {
+    let (n, size) = (head.n, head.size);
     packed.clear();
     packed.resize(size.next_multiple_of(PANEL) * n, 0.0);
-    for (index, value) in head.rows(2).enumerate() {
+    for index in 0..n {
+        // SAFETY: passed on from the caller.
+        let value = unsafe { head.part(index, 2) };
         for (panel, columns) in value.chunks(PANEL).enumerate() {
             packed[(panel * n + index) * PANEL..][..columns.len()].copy_from_slice(columns);
         }
     }
 }
 
-/// `exp(scale·(x − max))/Σ`, in place.
+/// Replaces `x` by `exp(scale·(x − max))`; returns one over their sum.
 #[inline(always)]
-fn softmax<const FUSED: bool>(row: &mut [f32], scale: f32) {
+fn exponents<const FUSED: bool>(row: &mut [f32], scale: f32) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; PANEL];
     let (chunks, tail) = row.as_chunks::<PANEL>();
     for chunk in chunks {
@@ -198,11 +253,18 @@ fn softmax<const FUSED: bool>(row: &mut [f32], scale: f32) {
         }
     }
     let max = lanes.iter().chain(tail).fold(f32::NEG_INFINITY, |max, x| max.max(*x));
-    for x in row.iter_mut() {
+    let mut sums = [0.0; PANEL];
+    let (chunks, tail) = row.as_chunks_mut::<PANEL>();
+    for chunk in chunks {
+        for (sum, x) in sums.iter_mut().zip(chunk) {
+            *x = exp::<FUSED>(scale * (*x - max));
+            *sum += *x;
+        }
+    }
+    let mut sum: f32 = sums.iter().sum();
+    for x in tail {
         *x = exp::<FUSED>(scale * (*x - max));
+        sum += *x;
     }
-    let inverse = 1.0 / lane_sum(row, |x| x);
-    for x in row {
-        *x *= inverse;
-    }
+    1.0 / sum
 }

@@ -1,7 +1,7 @@
 //! The CPU kernels, with the instruction set chosen at run time: no build flags, one binary for every x86-64.
 //!
 //! Element-wise kernels are written once in plain Rust and compiled per instruction set by `dispatch!`; the matrix
-//! product has hand-written tiles in [`linear`]. AVX2 and AVX-512 give the same bits: every result is one chain of
+//! product has hand-written tiles in [`tile`]. AVX2 and AVX-512 give the same bits: every result is one chain of
 //! fused multiply-adds over k, whatever the vector width. The portable level rounds products before adding them (a
 //! fused multiply-add without hardware support is a library call), so its last bits differ.
 
@@ -12,12 +12,21 @@
 #![expect(clippy::inline_always, reason = "a kernel body must be inlined to take on the target features of its caller")]
 
 pub mod activation;
-pub mod attention;
+mod attention;
 pub mod embed;
+pub mod forward;
 pub mod linear;
+pub mod matrix;
 pub mod norm;
+pub mod pages;
 pub mod position;
+mod product;
+mod quantise;
 pub mod reduce;
+mod rows;
+mod team;
+mod tile;
+pub mod worker;
 
 use std::fmt;
 

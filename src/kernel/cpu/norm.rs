@@ -4,13 +4,9 @@
 //! cancels for rows whose mean is large against their spread. Sums run in sixteen fixed lanes, added up in a fixed
 //! order, so a row's bits depend on nothing but the row.
 
-use rayon::prelude::*;
-
 use super::{Isa, dispatch, multiply_add};
 
 const LANES: usize = 16;
-/// Rows of one task: enough work to be worth handing to another thread.
-const ROW_CHUNK: usize = 16;
 
 /// Scale, shift and epsilon of one normalisation.
 #[derive(Debug, Clone)]
@@ -38,26 +34,11 @@ impl Norm {
     }
 }
 
-/// Normalises every row of `x [rows, width]`.
-pub fn norm(isa: Isa, x: &[f32], norm: &Norm) -> Vec<f32> {
-    let mut out = vec![0.0; x.len()];
-    let chunk = ROW_CHUNK * norm.width();
-    out.par_chunks_mut(chunk).zip(x.par_chunks(chunk)).for_each(|(out, x)| {
-        dispatch!(isa, norm_rows(out: &mut [f32], x: &[f32], norm: &Norm));
-    });
-    out
+/// Normalises one row of [`Norm::width`] values in place.
+pub fn normalise_row(isa: Isa, row: &mut [f32], norm: &Norm) {
+    dispatch!(isa, normalise(row: &mut [f32], norm: &Norm));
 }
 
-#[inline(always)]
-fn norm_rows<const FUSED: bool>(out: &mut [f32], x: &[f32], norm: &Norm) {
-    let width = norm.width();
-    for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-        out.copy_from_slice(x);
-        normalise::<FUSED>(out, norm);
-    }
-}
-
-/// Normalises one row in place.
 #[inline(always)]
 pub(super) fn normalise<const FUSED: bool>(row: &mut [f32], norm: &Norm) {
     let share = 1.0 / row.len() as f32;

@@ -1,0 +1,166 @@
+//! Inputs of low-precision products: f32 rows to bf16, or rotated and rounded to bytes with one scale per row.
+//!
+//! The rotation is a Walsh-Hadamard transform over blocks of a power of two values: it spreads what is large in one value
+//! over its block, so that one scale fits the row. It is applied to weights and inputs alike and leaves their product as
+//! it was. Computed without its factor `1/√block`; the weight's scale carries the factors of both sides.
+
+use super::{Isa, dispatch};
+
+/// Largest block: seven stages, four of them inside a register.
+pub(super) const MAX_BLOCK: usize = 128;
+
+/// The largest power of two up to [`MAX_BLOCK`] that divides `k`.
+pub(super) const fn block_size(k: usize) -> usize {
+    let divisor = 1 << k.trailing_zeros();
+    if divisor < MAX_BLOCK { divisor } else { MAX_BLOCK }
+}
+
+/// Rotates blocks of `block` values in place, without the factor `1/√block`.
+pub(super) fn rotate(isa: Isa, block: usize, row: &mut [f32]) {
+    match block {
+        128 => dispatch!(isa, rotate_128(row: &mut [f32])),
+        64 => dispatch!(isa, rotate_64(row: &mut [f32])),
+        32 => dispatch!(isa, rotate_32(row: &mut [f32])),
+        _ => row.chunks_exact_mut(block).for_each(butterflies),
+    }
+}
+
+#[inline(always)]
+fn rotate_128<const FUSED: bool>(row: &mut [f32]) {
+    row.as_chunks_mut::<128>().0.iter_mut().for_each(|block| butterflies(block));
+}
+
+#[inline(always)]
+fn rotate_64<const FUSED: bool>(row: &mut [f32]) {
+    row.as_chunks_mut::<64>().0.iter_mut().for_each(|block| butterflies(block));
+}
+
+#[inline(always)]
+fn rotate_32<const FUSED: bool>(row: &mut [f32]) {
+    row.as_chunks_mut::<32>().0.iter_mut().for_each(|block| butterflies(block));
+}
+
+/// The fast transform: sums and differences of pairs half a span apart, spans from the whole block down to two.
+#[inline(always)]
+fn butterflies(block: &mut [f32]) {
+    let mut half = block.len() / 2;
+    while half > 0 {
+        for span in block.chunks_exact_mut(2 * half) {
+            let (low, high) = span.split_at_mut(half);
+            for (a, b) in low.iter_mut().zip(high) {
+                (*a, *b) = (*a + *b, *a - *b);
+            }
+        }
+        half /= 2;
+    }
+}
+
+/// `round(x/s) + 128` with `s = max|x|/127`, which is returned; a row of zeros has scale 1.
+///
+/// A row with a NaN or an infinity gets a scale that is not finite, so that its result shows it.
+pub(super) fn quantise(isa: Isa, row: &[f32], out: &mut [u8]) -> f32 {
+    let largest = largest(isa, row);
+    let scale = if largest == 0.0 { 1.0 } else { largest / 127.0 };
+    let inverse = 1.0 / scale;
+    dispatch!(isa, round_row(row: &[f32], inverse: f32, out: &mut [u8]));
+    scale
+}
+
+fn largest(isa: Isa, row: &[f32]) -> f32 {
+    let mut result = 0.0;
+    let found = &mut result;
+    dispatch!(isa, largest_of(row: &[f32], found: &mut f32));
+    result
+}
+
+/// NaN if any value is.
+#[inline(always)]
+fn largest_of<const FUSED: bool>(row: &[f32], found: &mut f32) {
+    const LANES: usize = 32;
+    // Compared as integers: magnitudes of floats are in order, and a NaN is above infinity.
+    let bits = |x: f32| x.to_bits() & 0x7fff_ffff;
+    let mut lanes = [0_u32; LANES];
+    let (chunks, tail) = row.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (lane, x) in lanes.iter_mut().zip(chunk) {
+            *lane = bits(*x).max(*lane);
+        }
+    }
+    let largest = lanes.into_iter().chain(tail.iter().map(|x| bits(*x))).max().unwrap_or(0);
+    *found = f32::from_bits(largest);
+}
+
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "1 to 255 by the choice of the scale")]
+fn round_row<const FUSED: bool>(row: &[f32], inverse: f32, out: &mut [u8]) {
+    // Adding 1.5·2²³ rounds to an integer, ties to even, and leaves it in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    for (out, x) in out.iter_mut().zip(row) {
+        *out = ((x * inverse + ROUND).to_bits() as u8).wrapping_add(128);
+    }
+}
+
+/// Rounds a row to bf16, ties to even.
+pub(super) fn narrow(isa: Isa, row: &[f32], out: &mut [u16]) {
+    dispatch!(isa, narrow_row(row: &[f32], out: &mut [u16]));
+}
+
+#[inline(always)]
+fn narrow_row<const FUSED: bool>(row: &[f32], out: &mut [u16]) {
+    for (out, x) in out.iter_mut().zip(row) {
+        let bits = x.to_bits();
+        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
+        // A NaN stays one: rounding could carry it into infinity.
+        let kept = if x.is_nan() { bits | 0x0040_0000 } else { rounded };
+        *out = (kept >> 16) as u16;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+
+    #[test]
+    fn rotating_twice_gives_the_block_times_its_size() {
+        for block in [1, 2, 16, 32, 64, 128] {
+            let row: Vec<f32> = (0..3 * block).map(|i| (i * i % 17) as f32 - 8.0).collect();
+            for isa in Isa::ALL.into_iter().filter(|isa| isa.is_supported()) {
+                let mut twice = row.clone();
+                rotate(isa, block, &mut twice);
+                rotate(isa, block, &mut twice);
+                let expected: Vec<f32> = row.iter().map(|x| x * block as f32).collect();
+                assert_eq!(twice, expected, "{isa} {block}");
+            }
+        }
+    }
+
+    #[test]
+    fn rows_are_rounded_to_within_half_a_step_and_poison_shows() {
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_supported()) {
+            let row: Vec<f32> = (0..77).map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.037).collect();
+            let mut out = vec![0; row.len()];
+            let scale = quantise(isa, &row, &mut out);
+            for (x, byte) in row.iter().zip(&out) {
+                assert!((x - scale * (f32::from(*byte) - 128.0)).abs() <= 0.5001 * scale, "{isa} {x}");
+            }
+            assert_eq!(out.iter().map(|byte| (i16::from(*byte) - 128).abs()).max(), Some(127));
+            assert!(quantise(isa, &[0.0; 40], &mut [0; 40]) == 1.0);
+            assert!(quantise(isa, &[1.0, f32::NAN], &mut [0; 2]).is_nan());
+            assert!(quantise(isa, &[1.0, f32::INFINITY], &mut [0; 2]).is_infinite());
+        }
+    }
+
+    #[test]
+    fn narrowing_is_that_of_the_half_crate() {
+        let row = [0.0, -0.0, 1.0, 1.003_906_3, 1.011_718_8, -3.4e38, 1e-40, f32::INFINITY, f32::MAX, 0.1];
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_supported()) {
+            let mut out = [0; 10];
+            narrow(isa, &row, &mut out);
+            assert_eq!(out, row.map(|x| bf16::from_f32(x).to_bits()), "{isa}");
+            narrow(isa, &[f32::NAN; 10], &mut out);
+            assert!(out.iter().all(|bits| bf16::from_bits(*bits).is_nan()));
+        }
+    }
+}
