@@ -8,6 +8,7 @@
 #![expect(unreachable_pub, reason = "support modules are public to their siblings")]
 
 mod auth;
+mod blocks;
 mod bundle;
 mod catalog;
 mod connections;

@@ -17,10 +17,12 @@ use super::Isa;
 use super::activation::exp;
 use super::dispatch;
 use super::matrix::MatrixView;
+use super::norm::fold_lanes;
 use super::product::{Epilogue, Operand, product};
 use super::rows::{Rows, padded};
 use super::team::Team;
 use super::tile::{GROUP, LINE, PANEL, Scales};
+use super::transpose::transpose;
 use crate::kernel::{Attention, Precision};
 
 /// Queries whose scores are held at once.
@@ -119,7 +121,7 @@ unsafe fn attend_head(
 ) {
     let (n, size) = (head.n, head.size);
     // SAFETY: nobody writes keys and values during `attend`.
-    unsafe { pack_keys(op, head, keys) };
+    unsafe { pack_keys(isa, op, head, keys) };
     // SAFETY: as above.
     unsafe { pack_values(head, values) };
     if let Some(distances) = &op.bias {
@@ -151,7 +153,8 @@ unsafe fn attend_head(
             scales: std::ptr::null(),
         };
         // Scores of the zeros past the last key are computed too, and left out of the softmax.
-        let view = packed(&keys[seen.start * size..], (size, size), seen.len().next_multiple_of(PANEL));
+        let width = seen.len().next_multiple_of(PANEL);
+        let view = packed(&keys[seen.start * size..], (size, size), width);
         // SAFETY: the score table holds the rows of a block and whole panels of keys, and belongs to this thread.
         unsafe { all_columns(isa, (operand(from), n_rows), &view, table) };
         let mut shares = [0.0_f32; QUERY_BLOCK];
@@ -160,19 +163,20 @@ unsafe fn attend_head(
             let visible = query.saturating_sub(reach).max(seen.start)..seen.end.min(query + reach + 1);
             let columns = visible.start - seen.start..visible.end - seen.start;
             // SAFETY: as above.
-            let row = unsafe { table.row_mut(row, seen.len()) };
-            row[..columns.start].fill(0.0);
-            row[columns.end..].fill(0.0);
-            let row = &mut row[columns];
+            let row = unsafe { table.row_mut(row, width) };
             let mut scale = op.scale;
             if op.bias.is_some() {
-                let bias = &bias[n - 1 + visible.start - query..][..row.len()];
-                for (score, bias) in row.iter_mut().zip(bias) {
+                let bias = &bias[n - 1 + visible.start - query..][..columns.len()];
+                for (score, bias) in row[columns.clone()].iter_mut().zip(bias) {
                     *score = op.scale * *score + bias;
                 }
                 scale = 1.0;
             }
+            row[..columns.start].fill(f32::NEG_INFINITY);
+            row[columns.end..].fill(f32::NEG_INFINITY);
             *share = dispatch!(isa, exponents(row: &mut [f32], scale: f32) -> f32);
+            row[..columns.start].fill(0.0);
+            row[columns.end..].fill(0.0);
         }
         let view = packed(&values[seen.start * PANEL..], (n, seen.len()), size);
         let out = head.rows.at(first, 0);
@@ -208,20 +212,26 @@ unsafe fn all_columns(isa: Isa, rows: (Operand, usize), view: &MatrixView, out: 
 }
 
 /// `[n/16][size][16]`: sixteen keys side by side, as a weight with one output per key.
-unsafe fn pack_keys(op: &Attention, head: &Head, packed: &mut Vec<f32>) {
+unsafe fn pack_keys(isa: Isa, op: &Attention, head: &Head, packed: &mut Vec<f32>) {
     let size = head.size;
     packed.clear();
     packed.resize(head.n.next_multiple_of(PANEL) * size, 0.0);
-    for position in 0..head.n {
-        // SAFETY: passed on from the caller.
-        let key = unsafe { head.part(position, 1) };
-        let panel = &mut packed[position / PANEL * PANEL * size..][..PANEL * size];
-        let lane = position % PANEL;
-        match &op.rotary {
-            Some(rotary) => rotary.turn(position, key, |i, x| panel[i * PANEL + lane] = x),
-            None => {
-                for (slot, value) in panel.iter_mut().skip(lane).step_by(PANEL).zip(key) {
-                    *slot = *value;
+    for (index, panel) in packed.chunks_exact_mut(PANEL * size).enumerate() {
+        let keys = index * PANEL..head.n.min((index + 1) * PANEL);
+        if op.rotary.is_none() && keys.len() == PANEL && size.is_multiple_of(PANEL) {
+            // SAFETY: passed on from the caller; sixteen whole keys.
+            unsafe { transpose(isa, head.rows.at(keys.start, head.inner), panel) };
+            continue;
+        }
+        for (lane, position) in keys.enumerate() {
+            // SAFETY: passed on from the caller.
+            let key = unsafe { head.part(position, 1) };
+            match &op.rotary {
+                Some(rotary) => rotary.turn(position, key, |i, x| panel[i * PANEL + lane] = x),
+                None => {
+                    for (slot, value) in panel.iter_mut().skip(lane).step_by(PANEL).zip(key) {
+                        *slot = *value;
+                    }
                 }
             }
         }
@@ -242,29 +252,30 @@ unsafe fn pack_values(head: &Head, packed: &mut Vec<f32>) {
     }
 }
 
-/// Replaces `x` by `exp(scale·(x − max))`; returns one over their sum.
+/// Replaces `x` by `exp(scale·(x − max))`; returns one over their sum. Whole panels; −∞ counts as nothing.
 #[inline(always)]
 fn exponents<const FUSED: bool>(row: &mut [f32], scale: f32) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; PANEL];
-    let (chunks, tail) = row.as_chunks::<PANEL>();
-    for chunk in chunks {
+    let chunks = row.as_chunks_mut::<PANEL>().0;
+    for chunk in &*chunks {
         for (lane, x) in lanes.iter_mut().zip(chunk) {
-            *lane = lane.max(*x);
+            *lane = larger(*x, *lane);
         }
     }
-    let max = lanes.iter().chain(tail).fold(f32::NEG_INFINITY, |max, x| max.max(*x));
+    let max = fold_lanes(lanes, larger);
     let mut sums = [0.0; PANEL];
-    let (chunks, tail) = row.as_chunks_mut::<PANEL>();
     for chunk in chunks {
         for (sum, x) in sums.iter_mut().zip(chunk) {
+            // Of −∞ the smallest power that `exp` knows, 1e-38: nothing beside the 1 of the largest.
             *x = exp::<FUSED>(scale * (*x - max));
             *sum += *x;
         }
     }
-    let mut sum: f32 = sums.iter().sum();
-    for x in tail {
-        *x = exp::<FUSED>(scale * (*x - max));
-        sum += *x;
-    }
-    1.0 / sum
+    1.0 / fold_lanes(sums, |a, b| a + b)
+}
+
+/// One instruction, unlike `f32::max`; a NaN on the left is passed over, and stays in its place for `exp` to find.
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
 }

@@ -127,8 +127,8 @@ unsafe fn prepare(
             for (row, to) in values.zip(bytes.chunks_exact_mut(stride)) {
                 rotated.clear();
                 rotated.extend_from_slice(row);
-                rotate(isa, block_size(k), rotated);
-                scales.push(quantise(isa, rotated, to));
+                let largest = rotate(isa, block_size(k), rotated);
+                scales.push(quantise(isa, (rotated, largest), to));
             }
             Operand { start: bytes.as_ptr(), stride, scales: scales.as_ptr() }
         }

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::Isa;
 use super::pages::Pages;
-use super::quantise::{block_size, rotate};
+use super::quantise::{ROUND, block_size, rotate};
 use super::tile::{GROUP, LINE, PANEL, STEP, Scales};
 use crate::kernel::Precision;
 
@@ -179,6 +179,7 @@ fn pack_groups<T: super::pages::Plain>(
 impl Int8Panels {
     #[expect(clippy::cast_possible_truncation, reason = "rounded and within ±127 by the choice of the scale")]
     fn pack(n: usize, k: usize, weight: &[f32]) -> Self {
+        let isa = Isa::detect();
         let block = block_size(k);
         let panel_len = k.next_multiple_of(STEP) * PANEL;
         let n_panels = n.div_ceil(PANEL);
@@ -191,16 +192,16 @@ impl Int8Panels {
             let mut rotated = vec![0.0; k];
             for (lane, row) in rows.chunks_exact(k).enumerate() {
                 rotated.copy_from_slice(row);
-                rotate(Isa::Portable, block, &mut rotated);
+                let largest = rotate(isa, block, &mut rotated);
                 // The rotation as computed is √block times an orthogonal one; inputs are scaled alike.
                 let factor = 1.0 / (block as f32);
-                let largest = rotated.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
                 let scale = if largest > 0.0 { largest / 127.0 } else { 1.0 };
                 scales[lane] = scale * factor;
                 let mut sum = 0;
                 for (groups, values) in panel.chunks_exact_mut(PANEL * STEP).zip(rotated.chunks(STEP)) {
                     for (slot, value) in groups[lane * STEP..].iter_mut().zip(values) {
-                        *slot = (value / scale).round_ties_even() as i8;
+                        // As inputs are rounded: the sum leaves the integer in the low bits.
+                        *slot = (value / scale + ROUND).to_bits() as i8;
                         sum += i32::from(*slot);
                     }
                 }

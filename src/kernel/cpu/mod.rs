@@ -26,6 +26,7 @@ pub mod reduce;
 mod rows;
 mod team;
 mod tile;
+mod transpose;
 pub mod worker;
 
 use std::fmt;

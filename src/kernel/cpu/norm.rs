@@ -59,7 +59,7 @@ pub(super) fn normalise<const FUSED: bool>(row: &mut [f32], norm: &Norm) {
     }
 }
 
-/// Sums `term(x)` in sixteen lanes, then the lanes from first to last, then the tail.
+/// Sums `term(x)` in sixteen lanes, then the lanes, then the tail.
 #[inline(always)]
 pub(super) fn lane_sum(row: &[f32], term: impl Fn(f32) -> f32) -> f32 {
     let mut lanes = [0.0_f32; LANES];
@@ -69,6 +69,19 @@ pub(super) fn lane_sum(row: &[f32], term: impl Fn(f32) -> f32) -> f32 {
             *lane += term(*x);
         }
     }
-    let sum: f32 = lanes.iter().sum();
-    tail.iter().fold(sum, |sum, x| sum + term(*x))
+    tail.iter().fold(fold_lanes(lanes, |a, b| a + b), |sum, x| sum + term(*x))
+}
+
+/// Sixteen lanes to one value, in four steps of halves: always the same order, and four instructions instead of fifteen.
+#[inline(always)]
+pub(super) fn fold_lanes(mut lanes: [f32; LANES], combine: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut half = LANES / 2;
+    while half > 0 {
+        let (low, high) = lanes.split_at_mut(half);
+        for (a, b) in low.iter_mut().zip(high) {
+            *a = combine(*a, *b);
+        }
+        half /= 2;
+    }
+    lanes[0]
 }

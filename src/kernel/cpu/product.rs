@@ -4,11 +4,13 @@
 //! 768-wide f32 weight has 147 KB: it stays in the second-level cache while the rows of the chunk pass over it, and the
 //! group after it is fetched there meanwhile, so that a weight that streams from memory costs no waiting.
 
+use std::ops::Range;
+
 use super::Isa;
 use super::activation::{Activation, activate_rows};
 use super::matrix::MatrixView;
 use super::rows::Rows;
-use super::tile::{self, GROUP, LINE, PANEL, Scales, Tile};
+use super::tile::{self, GROUP, LINE, PANEL, Scales, Tile, UNROLL};
 
 /// Rows that pass over one group of panels before the next: their inputs fit the second-level cache beside it.
 pub(super) const ROW_CHUNK: usize = 128;
@@ -40,7 +42,7 @@ pub(super) unsafe fn product(
     isa: Isa,
     (operand, n_rows): (Operand, usize),
     weight: &MatrixView,
-    groups: std::ops::Range<usize>,
+    groups: Range<usize>,
     (out, epilogue): (Rows, Epilogue),
 ) {
     for first in (0..n_rows).step_by(ROW_CHUNK) {
@@ -57,49 +59,44 @@ pub(super) unsafe fn product(
 /// As [`product`] for one group and at most [`ROW_CHUNK`] rows.
 unsafe fn group_product(
     isa: Isa,
-    (operand, rows): (Operand, std::ops::Range<usize>),
+    (operand, rows): (Operand, Range<usize>),
     weight: &MatrixView,
     (group, next): (usize, usize),
     (out, epilogue): (Rows, Epilogue),
 ) {
     let (max_rows, max_panels) = tile::largest(isa, weight.precision);
-    let first_panel = group * GROUP;
-    let n_panels = GROUP.min(weight.n.div_ceil(PANEL) - first_panel);
+    let group_panels = GROUP.min(weight.n.div_ceil(PANEL) - group * GROUP);
     let n_blocks = rows.len().div_ceil(max_rows);
-    let mut prefetch = weight.panels.wrapping_add(next * GROUP * weight.panel_stride);
-    // Whole groups take two lines of the next for every four steps, so that it has arrived after six blocks.
-    let fetched = weight.steps / 4 * 2 * LINE;
-    for block in 0..n_blocks {
-        // Blocks of equal size, give or take one row: a last block of a single row would cost as much as one of four.
-        let row = rows.start + rows.len() * block / n_blocks;
-        let n_rows = rows.start + rows.len() * (block + 1) / n_blocks - row;
-        for panel in (0..n_panels).step_by(max_panels) {
-            let panel = first_panel + panel;
-            let panels = max_panels.min(first_panel + n_panels - panel);
-            let scales = if weight.scales.start.is_null() {
-                Scales::NONE
-            } else {
-                Scales {
-                    rows: operand.scales.wrapping_add(row),
-                    columns: weight.scales.columns.wrapping_add(panel * PANEL),
-                    start: weight.scales.start.wrapping_add(panel * PANEL),
-                }
-            };
-            let bias = if weight.bias.is_null() { weight.bias } else { weight.bias.wrapping_add(panel * PANEL) };
-            let tile = Tile {
-                a: operand.start.wrapping_add(row * operand.stride),
-                a_stride: operand.stride,
-                b: weight.panels.wrapping_add(panel * weight.panel_stride),
-                panel_stride: weight.panel_stride,
-                steps: weight.steps,
-                c: out.at(row, panel * PANEL).as_ptr(),
-                c_stride: out.stride(),
-                bias,
-                add: epilogue.add,
-                scales,
-                prefetch,
-            };
-            let n_columns = (panels * PANEL).min(weight.n - panel * PANEL);
+    // Blocks of equal size, give or take one row: a last block of a single row would cost as much as one of four.
+    let (least, one_more) = (rows.len() / n_blocks, rows.len() % n_blocks);
+    // Together, the blocks fetch the next group once.
+    let prefetch_lines = (UNROLL * GROUP).div_ceil(n_blocks);
+    let fetched = weight.steps / UNROLL * prefetch_lines * LINE;
+    let fetch_from = weight.panels.wrapping_add(next * GROUP * weight.panel_stride);
+    for first in (0..group_panels).step_by(max_panels) {
+        let panel = group * GROUP + first;
+        let panels = max_panels.min(group_panels - first);
+        let n_columns = (panels * PANEL).min(weight.n - panel * PANEL);
+        let mut tile = Tile {
+            a: operand.start.wrapping_add(rows.start * operand.stride),
+            a_stride: operand.stride,
+            b: weight.panels.wrapping_add(panel * weight.panel_stride),
+            panel_stride: weight.panel_stride,
+            steps: weight.steps,
+            c: out.at(rows.start, panel * PANEL).as_ptr(),
+            c_stride: out.stride(),
+            bias: offset(weight.bias, panel * PANEL),
+            add: epilogue.add,
+            scales: Scales {
+                rows: offset(operand.scales, rows.start),
+                columns: offset(weight.scales.columns, panel * PANEL),
+                start: offset(weight.scales.start, panel * PANEL),
+            },
+            prefetch: fetch_from,
+            prefetch_lines,
+        };
+        for block in 0..n_blocks {
+            let n_rows = least + usize::from(block < one_more);
             if n_columns == panels * PANEL {
                 // SAFETY: the tile lies inside the product that the caller promises.
                 unsafe { tile::run(isa, weight.precision, (n_rows, panels), &tile) };
@@ -107,16 +104,24 @@ unsafe fn group_product(
                 // SAFETY: as above, and its columns end at n.
                 unsafe { cut_tile(isa, weight, (n_rows, panels, n_columns), tile) };
             }
+            tile.a = tile.a.wrapping_add(n_rows * tile.a_stride);
+            tile.c = tile.c.wrapping_add(n_rows * tile.c_stride);
+            tile.scales.rows = offset(tile.scales.rows, n_rows);
+            tile.prefetch = tile.prefetch.wrapping_add(fetched);
         }
-        prefetch = prefetch.wrapping_add(fetched);
     }
     if epilogue.activation != Activation::None {
-        let n_columns = (n_panels * PANEL).min(weight.n - first_panel * PANEL);
+        let first_column = group * GROUP * PANEL;
+        let n_columns = (group_panels * PANEL).min(weight.n - first_column);
+        let written = (out.at(rows.start, first_column), rows.len());
         // SAFETY: the rectangle that was just written.
-        unsafe {
-            activate_rows(isa, epilogue.activation, (out.at(rows.start, first_panel * PANEL), rows.len()), n_columns)
-        };
+        unsafe { activate_rows(isa, epilogue.activation, written, n_columns) };
     }
+}
+
+/// The address `count` values further on, or null for null.
+const fn offset<T>(start: *const T, count: usize) -> *const T {
+    if start.is_null() { start } else { start.wrapping_add(count) }
 }
 
 /// A tile of which the last columns are past n: computed aside, and what counts copied.

@@ -1,7 +1,7 @@
 //! AVX-512 tiles: up to 8 rows by 48 columns, 24 sums, three lines of B and one broadcast of A in registers.
 //!
-//! One body for all formats, unrolled by constant row and panel counts; k advances in fours, with two lines of what
-//! comes next fetched meanwhile.
+//! One body for all formats, unrolled by constant row and panel counts; k advances in fours, with what comes next
+//! fetched meanwhile.
 #![expect(clippy::multiple_unsafe_ops_per_block, reason = "an address and the one access to it share their reason")]
 
 use std::arch::x86_64::{
@@ -10,11 +10,8 @@ use std::arch::x86_64::{
     _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
 };
 
-use super::{LINE, PANEL, STEP, Tile};
+use super::{LINE, PANEL, STEP, Tile, UNROLL};
 use crate::kernel::Precision;
-
-/// Steps of one turn of the unrolled loop.
-const UNROLL: usize = 4;
 
 /// # Safety
 /// See [`super::run`].
@@ -64,11 +61,12 @@ macro_rules! sum_over_k {
             one!(1);
             one!(2);
             one!(3);
-            _mm_prefetch::<_MM_HINT_T1>(next);
-            _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(LINE));
+            for _ in 0..$tile.prefetch_lines {
+                _mm_prefetch::<_MM_HINT_T1>(next);
+                next = next.wrapping_add(LINE);
+            }
             a = a.wrapping_add(UNROLL * STEP);
             b = b.wrapping_add(UNROLL * LINE);
-            next = next.wrapping_add(2 * LINE);
         }
         for _ in 0..$tile.steps % UNROLL {
             one!(0);

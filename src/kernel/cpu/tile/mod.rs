@@ -30,6 +30,8 @@ pub(super) const PANEL: usize = 16;
 pub(super) const GROUP: usize = 3;
 /// Bytes of A per row, and of B per column, that one step over k takes.
 pub(super) const STEP: usize = 4;
+/// Steps of one turn of the unrolled loops.
+pub(super) const UNROLL: usize = 4;
 /// Bytes of B that one panel holds per step.
 pub(super) const LINE: usize = PANEL * STEP;
 
@@ -56,8 +58,10 @@ pub(super) struct Tile {
     pub(super) add: bool,
     /// What the integer sums are multiplied by; null for the other formats.
     pub(super) scales: Scales,
-    /// Lines fetched into the second-level cache meanwhile, two for every four steps; any address will do.
+    /// Lines from here on are fetched into the second-level cache meanwhile; any address will do.
     pub(super) prefetch: *const u8,
+    /// How many of them for every [`UNROLL`] steps.
+    pub(super) prefetch_lines: usize,
 }
 
 /// The factors of an integer product.

@@ -4,10 +4,16 @@
 //! over its block, so that one scale fits the row. It is applied to weights and inputs alike and leaves their product as
 //! it was. Computed without its factor `1/√block`; the weight's scale carries the factors of both sides.
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
 use super::{Isa, dispatch};
 
 /// Largest block: seven stages, four of them inside a register.
 pub(super) const MAX_BLOCK: usize = 128;
+
+/// Adding this, 1.5·2²³, rounds to an integer, ties to even, and leaves it in the low bits.
+pub(super) const ROUND: f32 = 12_582_912.0;
 
 /// The largest power of two up to [`MAX_BLOCK`] that divides `k`.
 pub(super) const fn block_size(k: usize) -> usize {
@@ -15,33 +21,21 @@ pub(super) const fn block_size(k: usize) -> usize {
     if divisor < MAX_BLOCK { divisor } else { MAX_BLOCK }
 }
 
-/// Rotates blocks of `block` values in place, without the factor `1/√block`.
-pub(super) fn rotate(isa: Isa, block: usize, row: &mut [f32]) {
-    match block {
-        128 => dispatch!(isa, rotate_128(row: &mut [f32])),
-        64 => dispatch!(isa, rotate_64(row: &mut [f32])),
-        32 => dispatch!(isa, rotate_32(row: &mut [f32])),
-        _ => row.chunks_exact_mut(block).for_each(butterflies),
+/// Rotates blocks of `block` values in place, without the factor `1/√block`, and returns the largest magnitude; NaN if
+/// any value is. Blocks of 32, 64 or 128.
+pub(super) fn rotate(isa: Isa, block: usize, row: &mut [f32]) -> f32 {
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512 {
+        // SAFETY: the level was checked when it was chosen.
+        return f32::from_bits(unsafe { avx512::rotate(block, row) });
     }
-}
-
-#[inline(always)]
-fn rotate_128<const FUSED: bool>(row: &mut [f32]) {
-    row.as_chunks_mut::<128>().0.iter_mut().for_each(|block| butterflies(block));
-}
-
-#[inline(always)]
-fn rotate_64<const FUSED: bool>(row: &mut [f32]) {
-    row.as_chunks_mut::<64>().0.iter_mut().for_each(|block| butterflies(block));
-}
-
-#[inline(always)]
-fn rotate_32<const FUSED: bool>(row: &mut [f32]) {
-    row.as_chunks_mut::<32>().0.iter_mut().for_each(|block| butterflies(block));
+    // Every level computes the same sums and differences in the same order.
+    row.chunks_exact_mut(block).for_each(butterflies);
+    let row = &*row;
+    f32::from_bits(dispatch!(isa, largest_bits(row: &[f32]) -> u32))
 }
 
 /// The fast transform: sums and differences of pairs half a span apart, spans from the whole block down to two.
-#[inline(always)]
 fn butterflies(block: &mut [f32]) {
     let mut half = block.len() / 2;
     while half > 0 {
@@ -55,29 +49,20 @@ fn butterflies(block: &mut [f32]) {
     }
 }
 
-/// `round(x/s) + 128` with `s = max|x|/127`, which is returned; a row of zeros has scale 1.
+/// `round(x/s) + 128` with `s = largest/127`, which is returned; a row of zeros has scale 1.
 ///
 /// A row with a NaN or an infinity gets a scale that is not finite, so that its result shows it.
-pub(super) fn quantise(isa: Isa, row: &[f32], out: &mut [u8]) -> f32 {
-    let largest = largest(isa, row);
+pub(super) fn quantise(isa: Isa, (row, largest): (&[f32], f32), out: &mut [u8]) -> f32 {
     let scale = if largest == 0.0 { 1.0 } else { largest / 127.0 };
     let inverse = 1.0 / scale;
     dispatch!(isa, round_row(row: &[f32], inverse: f32, out: &mut [u8]));
     scale
 }
 
-fn largest(isa: Isa, row: &[f32]) -> f32 {
-    let mut result = 0.0;
-    let found = &mut result;
-    dispatch!(isa, largest_of(row: &[f32], found: &mut f32));
-    result
-}
-
-/// NaN if any value is.
+/// Compared as integers: magnitudes of floats are in order, and a NaN is above infinity.
 #[inline(always)]
-fn largest_of<const FUSED: bool>(row: &[f32], found: &mut f32) {
-    const LANES: usize = 32;
-    // Compared as integers: magnitudes of floats are in order, and a NaN is above infinity.
+fn largest_bits<const FUSED: bool>(row: &[f32]) -> u32 {
+    const LANES: usize = 16;
     let bits = |x: f32| x.to_bits() & 0x7fff_ffff;
     let mut lanes = [0_u32; LANES];
     let (chunks, tail) = row.as_chunks::<LANES>();
@@ -86,15 +71,12 @@ fn largest_of<const FUSED: bool>(row: &[f32], found: &mut f32) {
             *lane = bits(*x).max(*lane);
         }
     }
-    let largest = lanes.into_iter().chain(tail.iter().map(|x| bits(*x))).max().unwrap_or(0);
-    *found = f32::from_bits(largest);
+    lanes.into_iter().chain(tail.iter().map(|x| bits(*x))).max().unwrap_or(0)
 }
 
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "1 to 255 by the choice of the scale")]
 fn round_row<const FUSED: bool>(row: &[f32], inverse: f32, out: &mut [u8]) {
-    // Adding 1.5·2²³ rounds to an integer, ties to even, and leaves it in the low bits.
-    const ROUND: f32 = 12_582_912.0;
     for (out, x) in out.iter_mut().zip(row) {
         *out = ((x * inverse + ROUND).to_bits() as u8).wrapping_add(128);
     }
@@ -124,7 +106,7 @@ mod tests {
 
     #[test]
     fn rotating_twice_gives_the_block_times_its_size() {
-        for block in [1, 2, 16, 32, 64, 128] {
+        for block in [32, 64, 128] {
             let row: Vec<f32> = (0..3 * block).map(|i| (i * i % 17) as f32 - 8.0).collect();
             for isa in Isa::ALL.into_iter().filter(|isa| isa.is_supported()) {
                 let mut twice = row.clone();
@@ -141,14 +123,22 @@ mod tests {
         for isa in Isa::ALL.into_iter().filter(|isa| isa.is_supported()) {
             let row: Vec<f32> = (0..77).map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.037).collect();
             let mut out = vec![0; row.len()];
-            let scale = quantise(isa, &row, &mut out);
+            let largest = row.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
+            let scale = quantise(isa, (&row, largest), &mut out);
             for (x, byte) in row.iter().zip(&out) {
                 assert!((x - scale * (f32::from(*byte) - 128.0)).abs() <= 0.5001 * scale, "{isa} {x}");
             }
             assert_eq!(out.iter().map(|byte| (i16::from(*byte) - 128).abs()).max(), Some(127));
-            assert!(quantise(isa, &[0.0; 40], &mut [0; 40]) == 1.0);
-            assert!(quantise(isa, &[1.0, f32::NAN], &mut [0; 2]).is_nan());
-            assert!(quantise(isa, &[1.0, f32::INFINITY], &mut [0; 2]).is_infinite());
+            let scale = |x: f32| {
+                let mut row = [1.0; 64];
+                row[40] = x;
+                let largest = rotate(isa, 32, &mut row);
+                quantise(isa, (&row, largest), &mut [0; 64])
+            };
+            assert!(scale(f32::NAN).is_nan());
+            assert!(!scale(f32::INFINITY).is_finite());
+            assert!((scale(1.0) - 32.0 / 127.0).abs() < 1e-6);
+            assert!(quantise(isa, (&[0.0; 40], 0.0), &mut [0; 40]) == 1.0);
         }
     }
 
