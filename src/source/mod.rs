@@ -24,6 +24,7 @@ mod hub;
 mod layout;
 mod local;
 mod meter;
+pub mod notes;
 mod origin;
 mod parallel;
 mod pip;
