@@ -125,7 +125,7 @@ impl Figures {
         let cosines: Vec<f64> = exact.iter().zip(other).map(|(a, b)| cosine(a.as_slice(), b.as_slice())).collect();
         let texts = cosines.len();
         // A NaN must not be passed over, as `f64::min` would.
-        let least = |least: f64, cosine: &f64| if cosine.is_nan() { f64::NAN } else { least.min(*cosine) };
+        let least = |least: f64, cosine: &f64| if *cosine >= least || least.is_nan() { least } else { *cosine };
         Self {
             texts,
             min_cosine: rounded(cosines.iter().fold(1.0, least)),

@@ -27,7 +27,7 @@ pub const TEXTS: [&str; 44] = [
     "{\"id\": 81723, \"status\": \"shipped\", \"lines\": [{\"sku\": \"AB-9\", \"n\": 2}, {\"sku\": \"ZK-1\", \"n\": 1}], \"gift\": false}",
     "ACGTTGCAACGTTTAGGCATCGATCGGCTAAGCTTAACGGTACCTTGA",
     // Code.
-    "fn main() { let total: u64 = (1..=10).filter(|n| n % 2 == 0).map(|n| n * n).sum(); println!(\"{total}\"); }",
+    "fn main() { let total: u64 = (1..=10).filter(|n| n % 2 == 0).map(|n| n * n).sum(); report(total); }",
     "def binary_search(items, wanted):\n    low, high = 0, len(items)\n    while low < high:\n        middle = (low + high) // 2\n        \
      if items[middle] < wanted:\n            low = middle + 1\n        else:\n            high = middle\n    return low",
     "SELECT c.name, COUNT(*) AS orders FROM customers c JOIN orders o ON o.customer_id = c.id WHERE o.placed >= '2023-01-01' \
