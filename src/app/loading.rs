@@ -154,7 +154,7 @@ impl Loader {
             Err(error) => return Some(self.failed(index, FailedAt::Files, &chain(error))),
         };
         let limit = self.config.residency.max_bytes.unwrap_or(u64::MAX);
-        match memory::estimate(&folder.path) {
+        match memory::estimate(&folder.path, slot.spec.precision()) {
             Ok(needed) if needed > limit => {
                 let reason = format!("its weights need {needed} bytes, more than --max-model-memory = {limit}");
                 self.failed(index, FailedAt::Load, &reason);

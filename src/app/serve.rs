@@ -23,7 +23,7 @@ use crate::http::server::{self, ServeReport, ShutdownSignals, StopServing};
 use crate::load::{Shared, memory};
 use crate::observe::log;
 use crate::observe::metrics::Metrics;
-use crate::source;
+use crate::source::{self, notes::Notes};
 use crate::threads::Threads;
 use crate::tokenize::workers::Workers;
 
@@ -62,7 +62,8 @@ pub(super) fn run(args: &ServeArgs, environment: &Environment) -> anyhow::Result
 fn memory_estimate(config: &Config) -> String {
     let (mut lines, mut total) = (Vec::new(), 0);
     for spec in config.names.models() {
-        let estimate = source::cached(spec, &config.source).and_then(|folder| memory::estimate(&folder.path).ok());
+        let folder = source::cached(spec, &config.source);
+        let estimate = folder.and_then(|folder| memory::estimate(&folder.path, spec.precision()).ok());
         total += estimate.unwrap_or(0);
         let shown = estimate.map_or_else(|| "not on this machine".to_owned(), |bytes| format!("{} MiB", bytes >> 20));
         lines.push(format!("weights in memory    = {shown} ({})", spec.id));
@@ -148,7 +149,13 @@ pub fn start(config: Config, listener: TcpListener) -> anyhow::Result<Running> {
     metrics.threads("compute", threads.count());
     metrics.threads("tokenize", config.batch.threads);
     let workers = Workers::new(config.batch.threads, &metrics)?;
-    let shared = Shared { threads, workers, metrics: Arc::clone(&metrics), isa: config.batch.isa };
+    let shared = Shared {
+        threads,
+        workers,
+        metrics: Arc::clone(&metrics),
+        isa: config.batch.isa,
+        notes: Notes::new(&config.source),
+    };
     let engine = Arc::new(Engine::with(config.names.clone(), metrics, policy(config.residency)));
 
     let (stop_serving, signals) = ShutdownSignals::new(config.lifecycle.drain_grace);

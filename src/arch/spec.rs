@@ -129,11 +129,16 @@ impl EncoderSpec {
     /// Parameters of the encoder at least, biases and norms left out: checked against the file before anything is
     /// allocated, and the base of the memory estimate.
     pub fn n_parameters(&self) -> u64 {
-        let (h, f, inner) = (self.hidden_size as u64, self.intermediate_size as u64, self.inner_size() as u64);
         let positions = self.position_table.map_or(0, |table| table.rows as u64);
-        let tables = (self.vocab_size as u64 + positions + self.token_types as u64).saturating_mul(h);
+        let rows = self.vocab_size as u64 + positions + self.token_types as u64;
+        rows.saturating_mul(self.hidden_size as u64).saturating_add(self.n_linear_parameters())
+    }
+
+    /// Parameters of the matrix products of all layers: those that a number format below f32 makes smaller.
+    pub fn n_linear_parameters(&self) -> u64 {
+        let (h, f, inner) = (self.hidden_size as u64, self.intermediate_size as u64, self.inner_size() as u64);
         let products = if self.feed_forward.gated { 3 } else { 2 };
         let layer = (4 * h).saturating_mul(inner).saturating_add((products * h).saturating_mul(f));
-        tables.saturating_add(layer.saturating_mul(self.n_layers() as u64))
+        layer.saturating_mul(self.n_layers() as u64)
     }
 }

@@ -15,6 +15,7 @@ use thiserror::Error;
 
 use crate::catalog::id::{IdError, RelPath, RepoId, Revision, Sha256, printable};
 use crate::catalog::reference::Reference;
+use crate::kernel::Precision;
 use crate::pool::PoolingMode;
 use crate::request::{Side, TokenArrays};
 
@@ -33,6 +34,8 @@ pub struct ModelSpec {
     pub created: u64,
     /// The `model_type` that the model's `config.json` must name.
     pub architecture: Option<String>,
+    /// The number format to compute in; default: f32.
+    pub dtype: Option<Precision>,
     pub pooling: Option<PoolingMode>,
     pub normalize: Option<bool>,
     /// Lowers the model's own limit, never raises it.
@@ -59,6 +62,13 @@ pub struct ModelSpec {
     pub max_file_bytes: u64,
     /// What was published about its vectors.
     pub references: Vec<Reference>,
+}
+
+impl ModelSpec {
+    /// The number format that the model computes in: nothing below f32 is ever chosen for anybody.
+    pub fn precision(&self) -> Precision {
+        self.dtype.unwrap_or_default()
+    }
 }
 
 /// Where a model's files come from. Every kind is named explicitly, never guessed from what happens to exist.
@@ -167,6 +177,7 @@ fn outside_catalogue(id: String) -> ModelSpec {
         sources: Vec::new(),
         created: DEFAULT_CREATED,
         architecture: None,
+        dtype: None,
         pooling: None,
         normalize: None,
         max_tokens: None,

@@ -17,10 +17,10 @@ use thiserror::Error;
 pub use downloads::source;
 pub use environment::{Environment, health_port, log};
 pub use keys::{ApiKey, KeyPolicy, KeyProof, KeySources};
-pub use resolve::{addresses, at_revision, batch, catalogue, is_loopback, requests};
+pub use resolve::{addresses, at_revision, batch, catalogue, in_dtype, is_loopback, requests};
 
 use crate::catalog::{CatalogError, Names, SourceSpec};
-use crate::kernel::Isa;
+use crate::kernel::{Isa, UnsupportedPrecision};
 use crate::observe::secret::Secret;
 use crate::request::{Side, TokenArrays};
 
@@ -219,6 +219,8 @@ pub enum ConfigError {
     Catalog(#[from] CatalogError),
     #[error("{flag} = {value}: {reason}")]
     Invalid { flag: &'static str, value: String, reason: String },
+    #[error("cannot compute {model} in this dtype: {source}")]
+    Dtype { model: String, source: UnsupportedPrecision },
     #[error("cannot read {path}: {reason}")]
     File { path: PathBuf, reason: String },
     #[error(
@@ -237,6 +239,7 @@ impl Config {
         for (index, model) in self.names.models().iter().enumerate() {
             let default = if index == self.names.default_index() { " (default)" } else { "" };
             lines.push(format!("model                = {}{default}", model.id));
+            lines.push(format!("  dtype              = {}", model.precision()));
             lines.extend(
                 model.sources.iter().map(|source| format!("  source             = {}", describe_source(source))),
             );

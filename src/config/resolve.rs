@@ -13,7 +13,7 @@ use crate::config::{
     ApiKey, BatchConfig, Config, ConfigError, DEFAULT_MODEL, DefaultPrompt, DeviceConfig, Environment, HttpConfig,
     KeySources, LifecycleConfig, RequestConfig, ResidencyConfig, source,
 };
-use crate::kernel::Isa;
+use crate::kernel::{Compute, Isa, Precision, UnknownPrecision};
 use crate::observe::secret::Secret;
 use crate::pool::PoolingMode;
 use crate::request::{Side, TokenArrays};
@@ -25,11 +25,12 @@ impl Config {
     /// # Errors
     /// See [`ConfigError`]; each names the flag and what to do.
     pub fn resolve(args: &ServeArgs, environment: &Environment) -> Result<Self, ConfigError> {
-        check_device(&args.models.device, &args.models.dtype)?;
+        check_device(&args.models.device)?;
         let names = names(args)?;
         let keys = key_sources(&args.server);
         let http = http(&args.server, environment, keys.read(&names)?)?;
         let (requests, batch) = (requests(args)?, batch(args)?);
+        check_precisions(&names, batch.isa)?;
         let residency = residency(&args.residency)?;
         let lifecycle = LifecycleConfig { drain_delay: args.server.drain_delay, drain_grace: args.server.drain_grace };
         let source = source(&args.source, environment)?;
@@ -149,6 +150,22 @@ fn overrule(mut spec: ModelSpec, args: &ServeArgs, n_models: usize) -> Result<Mo
         Some(PoolingArg::MeanSqrtLen) => Some(PoolingMode::MeanSqrtLen),
     };
     spec.max_tokens = args.models.max_model_len.or(spec.max_tokens);
+    in_dtype(spec, args.models.dtype.as_deref())
+}
+
+/// The model in the number format that the command line or the environment asks for, else in its own.
+///
+/// # Errors
+/// A format that there is not.
+pub fn in_dtype(mut spec: ModelSpec, wanted: Option<&str>) -> Result<ModelSpec, ConfigError> {
+    if let Some(text) = wanted {
+        let invalid = |error: UnknownPrecision| ConfigError::Invalid {
+            flag: "--dtype",
+            value: text.to_owned(),
+            reason: error.to_string(),
+        };
+        spec.dtype = Some(Precision::parse(text).map_err(invalid)?);
+    }
     Ok(spec)
 }
 
@@ -175,21 +192,23 @@ pub fn at_revision(mut spec: ModelSpec, text: &str, n_models: usize) -> Result<M
     Ok(spec)
 }
 
-fn check_device(device: &str, dtype: &str) -> Result<(), ConfigError> {
+fn check_device(device: &str) -> Result<(), ConfigError> {
     match device {
-        "auto" | "cpu" => {}
+        "auto" | "cpu" => Ok(()),
         _ => {
             let reason = "this build computes on the CPU only; use cpu or auto".to_owned();
-            return Err(ConfigError::Invalid { flag: "--device", value: device.to_owned(), reason });
+            Err(ConfigError::Invalid { flag: "--device", value: device.to_owned(), reason })
         }
     }
-    match dtype {
-        "f32" | "float32" | "fp32" => Ok(()),
-        _ => {
-            let reason = "f32 is implemented".to_owned();
-            Err(ConfigError::Invalid { flag: "--dtype", value: dtype.to_owned(), reason })
-        }
+}
+
+/// A format that the processor cannot compute is found out before anything is fetched.
+fn check_precisions(names: &Names, isa: Isa) -> Result<(), ConfigError> {
+    for spec in names.models() {
+        let compute = Compute { isa, precision: spec.precision() };
+        compute.check().map_err(|source| ConfigError::Dtype { model: spec.id.clone(), source })?;
     }
+    Ok(())
 }
 
 fn isa(wanted: Option<IsaArg>) -> Result<Isa, ConfigError> {

@@ -67,6 +67,7 @@ struct ModelVersion {
     state: &'static str,
     max_model_len: Option<usize>,
     dimensions: Option<usize>,
+    dtype: &'static str,
     /// What it needs in memory, known once it has been loaded.
     #[serde(skip_serializing_if = "Option::is_none")]
     weight_bytes: Option<u64>,
@@ -136,6 +137,7 @@ pub async fn version(State(state): State<Arc<HttpState>>) -> Response {
             state: state_of(slot),
             max_model_len,
             dimensions,
+            dtype: slot.spec.precision().name(),
             weight_bytes,
             scratch_bytes,
             default,

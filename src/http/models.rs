@@ -39,6 +39,8 @@ struct Model {
     max_model_len: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     dimensions: Option<usize>,
+    /// The number format that it computes in: vectors of different formats differ a little.
+    dtype: &'static str,
 }
 
 /// The models that the caller's key may use.
@@ -92,6 +94,7 @@ fn describe(state: &HttpState, entry: NameEntry) -> Option<Model> {
         state: health::name_of(&slot.state()),
         max_model_len,
         dimensions,
+        dtype: spec.precision().name(),
     })
 }
 

@@ -31,7 +31,7 @@ pub use cpu::pages::Pages;
 pub use cpu::position::{DistanceBias, Rotary};
 pub use cpu::reduce::Reduce;
 pub use cpu::worker::{Norms, Widths, Worker};
-pub use precision::{Compute, Precision};
+pub use precision::{Compute, KERNEL_VERSION, Precision, UnknownPrecision, UnsupportedPrecision};
 
 /// `act(x·Wᵀ + b)`: one 2-D matrix product over all rows.
 #[derive(Debug, Clone)]

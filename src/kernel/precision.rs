@@ -2,7 +2,13 @@
 
 use std::fmt;
 
+use thiserror::Error;
+
 use super::Isa;
+
+/// Counts up whenever a kernel of a reduced precision gives other numbers than before: what was found out about their
+/// accuracy does not outlive it.
+pub const KERNEL_VERSION: u32 = 1;
 
 /// The number format of weights and of the inputs of matrix products. Everything else, the residual stream, norms,
 /// softmax and every sum, is f32 in all of them.
@@ -29,6 +35,38 @@ impl Precision {
             Self::Int8 => "int8",
         }
     }
+
+    /// What an operator wrote. Formats whose range is not that of f32 are no spelling of one that has it.
+    ///
+    /// # Errors
+    /// Anything but the names and their long forms.
+    pub fn parse(text: &str) -> Result<Self, UnknownPrecision> {
+        match text {
+            "f32" | "float32" | "fp32" => Ok(Self::F32),
+            "bf16" | "bfloat16" => Ok(Self::Bf16),
+            "int8" => Ok(Self::Int8),
+            "f16" | "float16" | "fp16" | "half" => Err(UnknownPrecision::Half),
+            _ => Err(UnknownPrecision::Other),
+        }
+    }
+
+    /// Bytes of one weight of a linear layer.
+    pub const fn weight_bytes(self) -> u64 {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+            Self::Int8 => 1,
+        }
+    }
+}
+
+/// A number format that there is not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum UnknownPrecision {
+    #[error("16-bit floats of this kind overflow in some models and are not computed on CPUs: use bf16 or f32")]
+    Half,
+    #[error("expected f32 (or float32), bf16 (or bfloat16) or int8")]
+    Other,
 }
 
 impl fmt::Display for Precision {
@@ -48,5 +86,169 @@ impl Compute {
     /// Single precision on a given instruction set.
     pub const fn exact(isa: Isa) -> Self {
         Self { isa, precision: Precision::F32 }
+    }
+
+    /// Whether this processor has what the kernels need.
+    ///
+    /// # Errors
+    /// What is missing, and which formats are left.
+    pub fn check(self) -> Result<(), UnsupportedPrecision> {
+        self.check_on(processor_has)
+    }
+
+    /// The formats that this processor can compute on the same instruction set, in the order of [`Precision::ALL`].
+    pub fn usable(self) -> Vec<Precision> {
+        self.usable_on(processor_has)
+    }
+
+    fn check_on(self, has: fn(&str) -> bool) -> Result<(), UnsupportedPrecision> {
+        let usable = self.usable_on(has);
+        if usable.contains(&self.precision) {
+            return Ok(());
+        }
+        let at = |isa| Self { isa, ..self }.features();
+        let needed = Isa::ALL.into_iter().rev().find_map(at).unwrap_or_default();
+        let missing: Vec<&'static str> = needed.iter().copied().filter(|feature| !has(feature)).collect();
+        let held_back = missing.is_empty();
+        Err(UnsupportedPrecision {
+            wanted: self,
+            features: if held_back { needed.to_vec() } else { missing },
+            held_back,
+            usable,
+        })
+    }
+
+    fn usable_on(self, has: fn(&str) -> bool) -> Vec<Precision> {
+        let features = |precision: &Precision| Self { precision: *precision, ..self }.features();
+        let runs = |precision: &Precision| features(precision).is_some_and(|needed| needed.iter().all(|f| has(f)));
+        Precision::ALL.into_iter().filter(runs).collect()
+    }
+
+    /// What the processor must have beside the instruction set itself; `None` = there are no such kernels. The portable
+    /// level computes every format, slowly: it is the reference of the others.
+    const fn features(self) -> Option<&'static [&'static str]> {
+        match (self.isa, self.precision) {
+            (Isa::Portable, _) | (_, Precision::F32) => Some(&[]),
+            (Isa::Avx2, Precision::Bf16 | Precision::Int8) => None,
+            (Isa::Avx512, Precision::Bf16) => Some(&["avx512f", "avx512vl", "avx512bw", "avx512bf16"]),
+            (Isa::Avx512, Precision::Int8) => Some(&["avx512f", "avx512vl", "avx512bw", "avx512vnni"]),
+        }
+    }
+}
+
+/// A number format that this processor, or the instruction set that was asked for, cannot compute.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub struct UnsupportedPrecision {
+    pub wanted: Compute,
+    /// The features that are missing; all that are needed, where only the instruction set is in the way.
+    pub features: Vec<&'static str>,
+    /// The processor has them, and a lower instruction set was asked for.
+    pub held_back: bool,
+    /// The formats that are left.
+    pub usable: Vec<Precision>,
+}
+
+impl fmt::Display for UnsupportedPrecision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { wanted: Compute { isa, precision }, features, held_back, usable } = self;
+        let (features, usable) =
+            (features.join(", "), usable.iter().map(|p| p.name()).collect::<Vec<_>>().join(" or "));
+        if *held_back {
+            return write!(
+                f,
+                "{precision} has no {isa} kernels, it needs {features}, which this processor has: leave out --kernel-isa \
+                 {isa}, or use {usable}"
+            );
+        }
+        write!(
+            f,
+            "{precision} needs {features}, which this processor lacks; with {isa} kernels it can compute {usable}"
+        )
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn processor_has(feature: &str) -> bool {
+    match feature {
+        "avx512f" => is_x86_feature_detected!("avx512f"),
+        "avx512vl" => is_x86_feature_detected!("avx512vl"),
+        "avx512bw" => is_x86_feature_detected!("avx512bw"),
+        "avx512bf16" => is_x86_feature_detected!("avx512bf16"),
+        "avx512vnni" => is_x86_feature_detected!("avx512vnni"),
+        _ => false,
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+const fn processor_has(_feature: &str) -> bool {
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_is_a_spelling_of_itself_and_half_floats_are_told_apart() {
+        for precision in Precision::ALL {
+            assert_eq!(Precision::parse(precision.name()), Ok(precision));
+        }
+        for (text, expected) in [
+            ("float32", Ok(Precision::F32)),
+            ("bfloat16", Ok(Precision::Bf16)),
+            ("f16", Err(UnknownPrecision::Half)),
+            ("float16", Err(UnknownPrecision::Half)),
+            ("", Err(UnknownPrecision::Other)),
+            ("INT8", Err(UnknownPrecision::Other)),
+            ("q8_0", Err(UnknownPrecision::Other)),
+            ("auto", Err(UnknownPrecision::Other)),
+        ] {
+            assert_eq!(Precision::parse(text), expected, "{text}");
+        }
+        assert!(UnknownPrecision::Half.to_string().contains("use bf16 or f32"));
+    }
+
+    /// Its name, what it has, the level asked for, and what it can compute.
+    type Processor = (&'static str, fn(&str) -> bool, Isa, &'static [Precision]);
+
+    #[test]
+    fn what_a_processor_can_compute_depends_on_its_features_and_on_the_level_asked_for() {
+        use Isa::{Avx2, Avx512, Portable};
+        use Precision::{Bf16, F32, Int8};
+        let everything: fn(&str) -> bool = |_| true;
+        let nothing: fn(&str) -> bool = |_| false;
+        let no_bf16: fn(&str) -> bool = |feature| feature != "avx512bf16";
+        let table: [Processor; 7] = [
+            ("zen 4", everything, Avx512, &[F32, Bf16, Int8]),
+            ("ice lake", no_bf16, Avx512, &[F32, Int8]),
+            ("skylake-x", |feature| !["avx512bf16", "avx512vnni"].contains(&feature), Avx512, &[F32]),
+            ("zen 4, held back", everything, Avx2, &[F32]),
+            ("haswell", nothing, Avx2, &[F32]),
+            ("anything, forced", nothing, Portable, &[F32, Bf16, Int8]),
+            ("zen 4, forced", everything, Portable, &[F32, Bf16, Int8]),
+        ];
+        for (name, has, isa, usable) in table {
+            for precision in Precision::ALL {
+                let found = Compute { isa, precision }.check_on(has);
+                assert_eq!(found.is_ok(), usable.contains(&precision), "{name} {precision}: {found:?}");
+                let Err(error) = found else { continue };
+                let text = error.to_string();
+                assert_eq!((error.wanted.precision, error.usable.as_slice()), (precision, usable), "{name}");
+                assert!(text.starts_with(precision.name()) && text.contains("f32"), "{name}: {text}");
+                assert_eq!(text.contains("leave out --kernel-isa avx2"), name.ends_with("held back"), "{text}");
+            }
+        }
+        let error = Compute { isa: Avx512, precision: Bf16 }.check_on(no_bf16).unwrap_err();
+        let expected =
+            "bf16 needs avx512bf16, which this processor lacks; with avx512 kernels it can compute f32 or int8";
+        assert_eq!(error.to_string(), expected);
+    }
+
+    #[test]
+    fn exact_arithmetic_runs_everywhere() {
+        for isa in Isa::ALL {
+            assert_eq!(Compute::exact(isa).check(), Ok(()));
+            assert_eq!(Compute::exact(isa).usable().first(), Some(&Precision::F32));
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! How much memory a model needs: before it is loaded, from the headers of its weight files; afterwards, as measured.
+//! How much memory a model needs: before it is loaded, from the headers of its weight files and the number format that
+//! it is to compute in; afterwards, as measured.
 
 use std::fs::File;
 use std::io::Read;
@@ -6,24 +7,40 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::arch;
 use crate::arch::spec::EncoderSpec;
 use crate::engine::Memory;
-use crate::load::modules::ModulesError;
+use crate::kernel::Precision;
+use crate::load::describe::encoder_spec;
+use crate::load::modules::{ModulesError, required_json};
 use crate::load::{LoadError, weight_files};
 
 /// As much of a file as is ever read for an estimate: a header describes tensors.
 const MAX_HEADER_BYTES: u64 = 16 << 20;
-/// All arithmetic is f32, whatever is stored.
+/// Intermediate values are f32 in every format.
 const VALUE_BYTES: u64 = 4;
+/// Embedding tables, norms and biases are f32 in memory, in every format and whatever is stored.
+const TABLE_VALUE_BYTES: u64 = 4;
 
-/// Bytes of the weights that lie in `folder`, once they are in memory as f32. Dense modules are small and left out.
+/// Bytes of the weights that lie in `folder`, once they are in memory in this format. Dense modules are small and left
+/// out, and so are the scales of int8: one for each output column.
 ///
 /// # Errors
-/// A weight file is missing or is not safetensors.
-pub fn estimate(folder: &Path) -> Result<u64, LoadError> {
+/// A weight file is missing or is not safetensors; below f32, also a configuration that is not understood.
+pub fn estimate(folder: &Path, precision: Precision) -> Result<u64, LoadError> {
     let files = weight_files(folder)?;
-    let sizes = files.into_iter().map(|path| header_values(&path).map(|values| values.saturating_mul(VALUE_BYTES)));
-    sizes.sum::<Result<u64, ModulesError>>().map_err(LoadError::from)
+    let values = files.iter().map(header_values).sum::<Result<u64, ModulesError>>()?;
+    let linear = match precision {
+        Precision::F32 => 0,
+        Precision::Bf16 | Precision::Int8 => {
+            let config = required_json(&folder.join("config.json"))?;
+            let encoder = encoder_spec(&config)?;
+            arch::check_sizes(&encoder, &files)?;
+            encoder.n_linear_parameters().min(values)
+        }
+    };
+    let tables = (values - linear).saturating_mul(TABLE_VALUE_BYTES);
+    Ok(tables.saturating_add(linear.saturating_mul(precision.weight_bytes())))
 }
 
 /// Values that a safetensors header announces.

@@ -5,6 +5,7 @@
 //! is called ready.
 
 pub mod describe;
+pub mod gate;
 pub mod memory;
 pub mod modules;
 pub mod verify;
@@ -25,18 +26,20 @@ use crate::catalog::ModelSpec;
 use crate::catalog::id::RelPath;
 use crate::config::{BatchConfig, RequestConfig};
 use crate::engine::{Memory, Served};
-use crate::kernel::{Compute, Isa, Linear, PackedMatrix};
+use crate::kernel::{Compute, Isa, Linear, PackedMatrix, Precision, UnsupportedPrecision};
 use crate::observe::metrics::{Metrics, ModelInfo};
 use crate::observe::progress::LoadProgress;
 use crate::pool::{Head, Norm, Step};
 use crate::request::{Dimensions, RequestLimits};
 use crate::runner::warmup::{self, WarmupError};
 use crate::runner::{self, Computation, Device as DeviceThread};
+use crate::source::notes::Notes;
 use crate::threads::Threads;
 use crate::tokenize::load::TokenizerLoadError;
 use crate::tokenize::workers::Workers;
 use crate::tokenize::{Tokenizer, TokenizerSource};
 use crate::weights::{Weights, WeightsError, shown};
+use gate::{Case, GateError};
 use modules::prompts::NoSuchPrompt;
 use modules::{DenseModule, LayerNormModule, Modules, ModulesError, StepModule, required_json};
 
@@ -50,6 +53,10 @@ pub enum LoadError {
     Modules(#[from] ModulesError),
     #[error(transparent)]
     Arch(#[from] ArchError),
+    #[error(transparent)]
+    Precision(#[from] UnsupportedPrecision),
+    #[error(transparent)]
+    Gate(#[from] GateError),
     #[error(transparent)]
     Prompt(#[from] NoSuchPrompt),
     #[error(transparent)]
@@ -75,6 +82,8 @@ pub struct Shared {
     pub workers: Workers,
     pub metrics: Arc<Metrics>,
     pub isa: Isa,
+    /// Where verdicts on the accuracy of int8 are kept.
+    pub notes: Notes,
 }
 
 /// A model ready to serve, and the thread to join when it is closed.
@@ -103,7 +112,9 @@ pub fn load(
     let config = required_json(&folder.join("config.json"))?;
     check_architecture(spec, &config)?;
     let weight_files = weight_files(folder)?;
-    let encoder = shared.threads.beside(|| arch::load(&config, &weight_files, &device, Compute::exact(shared.isa)))?;
+    let compute = compute(spec, shared.isa)?;
+    let build = |compute| shared.threads.beside(|| arch::load(&config, &weight_files, &device, compute));
+    let encoder = build(compute)?;
     let head = shared.threads.beside(|| head(&modules, encoder.spec.hidden_size, shared.isa))?;
     let limits = limits(spec, &modules, &encoder.spec, head.dimensions(encoder.spec.hidden_size), requests)?;
 
@@ -123,6 +134,18 @@ pub fn load(
     )?;
     let probe = tokenizer.encode_probe(PROBE).map_err(LoadError::Probe)?;
     let mut computation = Computation { encoder: encoder.encoder, head, threads: Arc::clone(&shared.threads) };
+    if compute.precision == Precision::Int8 {
+        progress.enter("comparing int8 with f32".to_owned(), 0);
+        let case = Case {
+            model: &spec.id,
+            compute,
+            rows: gate_rows(&tokenizer)?,
+            dimensions: Dimensions::native(&limits),
+            weights: gate::digest(&config, &modules, &weight_files)?,
+            notes: &shared.notes,
+        };
+        gate::admit(&case, &mut computation, || Ok::<_, LoadError>(build(Compute::exact(shared.isa))?.encoder))?;
+    }
     let canary = warmup::self_test(&mut computation, &probe, Dimensions::native(&limits))?;
     let forward = canary.took();
     let tokens_per_second = probe.len() as f64 / forward.as_secs_f64().max(1e-6);
@@ -131,7 +154,7 @@ pub fn load(
     model_metrics.set_info(&ModelInfo {
         revision: revision.unwrap_or("none").to_owned(),
         architecture: encoder.architecture.clone(),
-        dtype: "f32".to_owned(),
+        dtype: compute.precision.to_string(),
         device: "cpu".to_owned(),
         pooling: modules.pooling_name(),
         dimensions: limits.dimensions,
@@ -150,6 +173,7 @@ pub fn load(
         weight_mib = memory.weight_bytes >> 20,
         scratch_mib = memory.scratch_bytes >> 20,
         kernels = %shared.isa,
+        dtype = %compute.precision,
         batch_tokens = budget.tokens,
         forward_ms = forward.as_secs_f64() * 1e3,
         load_ms = start.elapsed().as_secs_f64() * 1e3,
@@ -167,6 +191,22 @@ pub fn load(
     let device = DeviceThread { model: spec.id.clone(), computation, canary, queue: queue.clone(), limits: bounds };
     let runner = runner::spawn(device, &shared.metrics)?;
     Ok(Loaded { served: Served { limits, tokenizer, queue, runner: runner.info }, memory, thread: runner.thread })
+}
+
+/// What the model is built for: a format that this processor cannot compute is refused, never replaced.
+fn compute(spec: &ModelSpec, isa: Isa) -> Result<Compute, UnsupportedPrecision> {
+    let compute = Compute { isa, precision: spec.precision() };
+    compute.check()?;
+    if isa == Isa::Portable && compute.precision != Precision::F32 {
+        let dtype = compute.precision.name();
+        tracing::warn!(model = spec.id, dtype, "the portable kernels compute this format slowly: f32 is faster here");
+    }
+    Ok(compute)
+}
+
+/// The gate's texts in the model's own tokens.
+fn gate_rows(tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>, LoadError> {
+    gate::TEXTS.iter().map(|text| tokenizer.encode_probe(text).map_err(LoadError::Probe)).collect()
 }
 
 /// A catalogue entry that speaks of another kind of model than the folder holds was meant for other files.

@@ -3,7 +3,7 @@
 //! `obtain` tries a model's sources in the catalogue's order and hands back a folder whose files are all there and all
 //! verified. It blocks and belongs on a plain thread; setting `stop` ends it within a second, child processes included.
 //! `cached` answers the same question without sockets, child processes or hashing. Nothing is ever fetched because of a
-//! request: all are called at start, and by commands.
+//! request: all are called at start, and by commands. [`notes`] keeps small results from one start to the next.
 //!
 //! ```text
 //! obtain ─► hub ─► remote, conversion ─► repository, client, fetch ─┐
@@ -24,6 +24,7 @@ mod hub;
 mod layout;
 mod local;
 mod meter;
+pub mod notes;
 mod origin;
 mod parallel;
 mod pip;

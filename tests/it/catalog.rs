@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use embedserve::catalog::reference::{Expected, ReferencePrompt};
 use embedserve::catalog::{self, CatalogError, ModelSpec, Names, Problem, SourceSpec, schema};
+use embedserve::kernel::Precision;
 use embedserve::load;
 use embedserve::observe::progress::LoadProgress;
 use embedserve::pool::PoolingMode;
@@ -63,12 +64,13 @@ fn every_key_is_read() {
     let text = "[[model]]\nid = \"a/b\"\naliases = [\"x\", \"y\"]\ncreated = 7\n\
                 pooling = \"mean-sqrt-len\"\nnormalize = false\n\
                 max_tokens = 128\nmatryoshka = true\n\
-                architecture = \"mpnet\"\nprompts = { query = \"q: \", passage = \"\" }\n\
+                architecture = \"mpnet\"\ndtype = \"bf16\"\nprompts = { query = \"q: \", passage = \"\" }\n\
                 default_prompt_name = \"query\"\ninclude_prompt = false\nmatryoshka_dimensions = [64, 32]\ntruncate = \"start\"\ntoken_arrays = \"cl100k\"\ndimensions = 64\n\
                 description = \"d\"\nlicense = \"mit\"\nlanguages = [\"en\"]\nmax_file_bytes = 1_000\n\
                 [[model.source]]\nkind = \"directory\"\npath = \"/models/b\"\n";
     let model = schema::parse("x.toml", text).unwrap().remove(0);
     assert_eq!((model.aliases.len(), model.created, model.pooling), (2, 7, Some(PoolingMode::MeanSqrtLen)));
+    assert_eq!((model.dtype, model.precision()), (Some(Precision::Bf16), Precision::Bf16));
     assert_eq!((model.normalize, model.max_tokens, model.matryoshka), (Some(false), Some(128), Some(true)));
     assert_eq!((model.architecture.as_deref(), model.matryoshka_dimensions.as_slice()), (Some("mpnet"), &[64, 32][..]));
     let prompts: Vec<(&str, &str)> = model.prompts.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();

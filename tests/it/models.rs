@@ -60,6 +60,6 @@ async fn a_loading_model_is_listed_with_what_its_entry_promises() {
     })
     .await;
     let expected: Value = json!({"object": "list", "data": [{"id": "plain", "object": "model", "created": 1_706_486_400,
-        "owned_by": "embedserve", "root": "plain", "state": "loading", "dimensions": 384}]});
+        "owned_by": "embedserve", "root": "plain", "state": "loading", "dimensions": 384, "dtype": "f32"}]});
     assert_eq!(app.get("/v1/models").await.json(), expected);
 }

@@ -98,11 +98,11 @@ const ARROWS: [(&str, &[&str]); 19] = [
     (
         "load",
         &[
-            "arch", "batch", "catalog", "config", "engine", "kernel", "observe", "pool", "request", "runner",
+            "arch", "batch", "catalog", "config", "engine", "kernel", "observe", "pool", "request", "runner", "source",
             "threads", "tokenize", "weights",
         ],
     ),
-    ("catalog", &["observe", "pool", "request"]),
+    ("catalog", &["kernel", "observe", "pool", "request"]),
     ("source", &["catalog", "config", "observe"]),
 ];
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use embedserve::catalog;
 use embedserve::catalog::reference::{Expected, Reference, ReferencePrompt};
 use embedserve::engine::Served;
+use embedserve::kernel::Precision;
 use embedserve::load::verify::golden::read;
 use embedserve::load::verify::published::against_published;
 use embedserve::load::verify::second::{Second, against_candle};
@@ -31,7 +32,7 @@ fn reference(text: &str, expected: Expected) -> Reference {
 }
 
 async fn published(served: &Served, references: &[Reference]) -> Vec<Comparison> {
-    against_published(served, references).await.unwrap()
+    against_published(served, references, Precision::F32).await.unwrap()
 }
 
 async fn one(served: &Served, reference: Reference) -> Comparison {
@@ -153,6 +154,40 @@ async fn every_kind_of_reference_fits_its_own_model_and_no_other() {
 }
 
 #[tokio::test]
+async fn each_number_format_is_held_to_its_own_bar() {
+    let served = try_load(TinyModel::default().write().path()).unwrap().served;
+    let texts = ["hello world", "x", "the quick brown fox", "tiny 1234"];
+    let rows = embed(&served, &texts).await.unwrap().rows;
+    // What a vector becomes when every second value is moved by `noise` and its length is mended: its cosine to the
+    // right one is about 1 - noise²/2.
+    let off = |noise: f32, row: usize| {
+        let right = rows[row].vector.as_slice();
+        let moved: Vec<f32> = right.iter().enumerate().map(|(i, x)| x * (1.0 + noise * (i % 2) as f32 * 2.0)).collect();
+        let length = moved.iter().map(|x| x * x).sum::<f32>().sqrt();
+        reference(texts[row], Expected::Vector(moved.into_iter().map(|x| x / length).collect()))
+    };
+    // Noise of each text, and whether it is good enough for f32, bf16 and int8.
+    for (noise, good) in [
+        ([0.0; 4], [true, true, true]),
+        ([1e-3; 4], [false, true, true]),
+        ([1e-3, 1e-3, 1e-3, 0.04], [false, false, true]),
+        ([0.05; 4], [false, false, false]),
+        ([1e-3, 1e-3, 1e-3, 0.2], [false, false, false]),
+    ] {
+        let references: Vec<Reference> = noise.iter().enumerate().map(|(row, noise)| off(*noise, row)).collect();
+        for (precision, good) in Precision::ALL.into_iter().zip(good) {
+            let found = against_published(&served, &references, precision).await.unwrap().remove(0);
+            assert_eq!(found.is_good(), good, "{precision} {noise:?}: {found:?}");
+        }
+    }
+    // The mean is a bar of its own: no single text of these is beyond 0.999.
+    let references: Vec<Reference> = (0..4).map(|row| off(0.04, row)).collect();
+    let found = against_published(&served, &references, Precision::Int8).await.unwrap().remove(0);
+    assert!(found.differences.is_empty() && found.min_cosine.unwrap() > 0.999 && !found.is_good(), "{found:?}");
+    assert!(found.mean_cosine().unwrap() < 0.9995, "{found:?}");
+}
+
+#[tokio::test]
 async fn scaling_to_unit_length_is_found_out_where_nobody_said() {
     let model = TinyModel { normalize: false, ..TinyModel::default() };
     let served = try_load(model.write().path()).unwrap().served;
@@ -180,7 +215,7 @@ async fn a_prompt_that_the_model_does_not_have_is_an_error_and_no_comparison() {
     let served = try_load(TinyModel::default().write().path()).unwrap().served;
     let prompt = Some(ReferencePrompt::Named("query".to_owned()));
     let reference = Reference { prompt, ..reference("x", Expected::Vector(vec![0.0; 32])) };
-    let error = against_published(&served, &[reference]).await.unwrap_err();
+    let error = against_published(&served, &[reference], Precision::F32).await.unwrap_err();
     assert!(matches!(error, VerifyError::Request(_)), "{error}");
 }
 

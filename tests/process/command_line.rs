@@ -80,7 +80,7 @@ fn models_list_shows_the_catalogue() {
     assert_eq!(finished.code, Some(0), "{}", finished.stderr);
     let line = finished.stdout.lines().find(|line| line.contains("sentence-transformers/all-MiniLM-L6-v2"));
     let cells: Vec<&str> = line.unwrap_or_else(|| panic!("{}", finished.stdout)).split_whitespace().collect();
-    assert_eq!(cells[1..], ["bert", "384", "256", "apache-2.0", "-", "no"]);
+    assert_eq!(cells[1..], ["bert", "f32", "384", "256", "apache-2.0", "-", "no"]);
 }
 
 /// A catalogue of one tiny model in a folder.

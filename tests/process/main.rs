@@ -10,6 +10,7 @@
 mod bundles;
 mod command_line;
 mod downloads;
+mod dtype;
 mod keys;
 mod lifecycle;
 mod memory;

@@ -11,7 +11,7 @@ use crate::cli::ListArgs;
 use crate::config::{self, Environment};
 use crate::source::{self, ModelFolder};
 
-const HEADER: [&str; 7] = ["MODEL", "ARCHITECTURE", "DIMENSIONS", "TOKENS", "LICENCE", "SIZE", "CACHED"];
+const HEADER: [&str; 8] = ["MODEL", "ARCHITECTURE", "DTYPE", "DIMENSIONS", "TOKENS", "LICENCE", "SIZE", "CACHED"];
 
 /// Prints every model of the catalogue and whether its files are on this machine.
 pub(in crate::app) fn list(args: &ListArgs, environment: &Environment) -> anyhow::Result<ExitCode> {
@@ -42,6 +42,7 @@ fn row(spec: &ModelSpec, folder: Option<&ModelFolder>) -> [String; HEADER.len()]
     [
         spec.id.clone(),
         text(spec.architecture.as_ref()),
+        spec.precision().to_string(),
         number(spec.dimensions),
         number(spec.max_tokens),
         text(spec.license.as_ref()),
@@ -56,6 +57,7 @@ fn described(spec: &ModelSpec, folder: Option<&ModelFolder>) -> Value {
         "aliases": spec.aliases,
         "description": spec.description,
         "architecture": spec.architecture,
+        "dtype": spec.precision().name(),
         "dimensions": spec.dimensions,
         "matryoshka_dimensions": spec.matryoshka_dimensions,
         "max_tokens": spec.max_tokens,

@@ -17,6 +17,8 @@ pub(in crate::app) fn show(args: &ShowArgs, serve: &ServeArgs, environment: &Env
     let sources = config::source(&args.source, environment)?;
     let requests = config::requests(serve)?;
     let spec = catalog::resolve(&args.model, &catalogue).map_err(config::ConfigError::from)?;
+    let spec = config::in_dtype(spec, args.dtype.as_deref())?;
+    let isa = config::batch(serve)?.isa;
     let folder = source::cached(&spec, &sources);
     let mut page = Page(Vec::new());
     page.catalogued(&spec);
@@ -25,7 +27,7 @@ pub(in crate::app) fn show(args: &ShowArgs, serve: &ServeArgs, environment: &Env
         None => page.line("cached", "no; `embedserve models pull` fetches it".to_owned()),
         Some(folder) => {
             page.cached(folder);
-            match describe(&spec, &folder.path, &requests) {
+            match describe(&spec, &folder.path, &requests, isa) {
                 Ok(description) => page.described(&description),
                 Err(error) => {
                     page.line("cannot be served", error.to_string());
@@ -73,6 +75,7 @@ impl Page {
         }
         self.lines("source", spec.sources.iter().map(source_text));
         self.some("architecture", spec.architecture.as_ref());
+        self.line("dtype", spec.precision().to_string());
         self.some("dimensions", spec.dimensions.as_ref());
         if !spec.matryoshka_dimensions.is_empty() {
             let lengths: Vec<String> = spec.matryoshka_dimensions.iter().map(ToString::to_string).collect();
@@ -92,7 +95,8 @@ impl Page {
 
     /// What serving would do with the cached files.
     fn described(&mut self, description: &Description) {
-        let Description { architecture, limits, pooling, is_normalized, include_prompt, weight_bytes } = description;
+        let Description { architecture, limits, pooling, is_normalized, include_prompt, precision, weight_bytes } =
+            description;
         let length = if *is_normalized { "length 1" } else { "any length" };
         let cut = if limits.matryoshka { ", or shorter with `dimensions`" } else { "" };
         self.line("serves", format!("{architecture}, pooling {pooling}, vectors of {length}"));
@@ -105,7 +109,7 @@ impl Page {
         if !include_prompt {
             self.line("", "pooling leaves the prompt out".to_owned());
         }
-        self.line("memory", format!("{} for the weights, in float32", size(*weight_bytes)));
+        self.line("memory", format!("{} for the weights, in {precision}", size(*weight_bytes)));
     }
 }
 

@@ -20,7 +20,7 @@ use crate::load::verify::{Comparison, golden, published};
 use crate::load::{self, Shared};
 use crate::observe::metrics::Metrics;
 use crate::observe::progress::LoadProgress;
-use crate::source;
+use crate::source::{self, notes::Notes};
 use crate::threads::Threads;
 use crate::tokenize::workers::Workers;
 
@@ -51,7 +51,8 @@ pub(in crate::app) fn verify(
     let models = if args.models.is_empty() { &default } else { args.models.as_slice() };
     let mut good = true;
     for choice in models {
-        let mut spec = catalog::resolve(choice, &catalogue).map_err(config::ConfigError::from)?;
+        let spec = catalog::resolve(choice, &catalogue).map_err(config::ConfigError::from)?;
+        let mut spec = config::in_dtype(spec, args.dtype.as_deref())?;
         spec.references.extend_from_slice(&references);
         match bench.verify(&spec) {
             Ok(verdict) => good &= report(&spec, bench.batch.isa.name(), &verdict)?,
@@ -96,13 +97,14 @@ impl Bench {
             workers: Workers::new(self.batch.threads, &metrics)?,
             metrics,
             isa: self.batch.isa,
+            notes: Notes::new(&self.sources),
         };
         let revision = folder.revision.as_deref();
         let limits = (&self.requests, &self.batch);
         let loaded = load::load(spec, &folder.path, revision, limits, (&shared, &progress)).context("cannot load")?;
         let served = &loaded.served;
         let (mut comparisons, second) = self.runtime.block_on(async {
-            let published = published::against_published(served, &spec.references).await?;
+            let published = published::against_published(served, &spec.references, spec.precision()).await?;
             let second = against_candle(served, spec, &folder.path, self.batch.isa).await?;
             anyhow::Ok((published, second))
         })?;
@@ -121,12 +123,13 @@ fn report(spec: &ModelSpec, isa: &str, verdict: &Verdict) -> std::io::Result<boo
     for comparison in &verdict.comparisons {
         let Comparison { against, texts, max_error, min_cosine, bar, .. } = comparison;
         let verdict = if comparison.is_good() { "ok" } else { "DIFFERS" };
-        let cosine = min_cosine.map_or_else(|| "-".to_owned(), |cosine| format!("{cosine:.9}"));
+        let shown = |cosine: Option<f64>| cosine.map_or_else(|| "-".to_owned(), |cosine| format!("{cosine:.9}"));
+        let (cosine, mean, dtype) = (shown(*min_cosine), shown(comparison.mean_cosine()), spec.precision());
         let plural = if *texts == 1 { "text" } else { "texts" };
         writeln!(
             out,
-            "{}  f32  {isa}  {texts} {plural}  max error {max_error:.1e}  min cosine {cosine}  bar {bar:.0e}  {verdict}  \
-             ({against})",
+            "{}  {dtype}  {isa}  {texts} {plural}  max error {max_error:.1e}  min cosine {cosine}  mean {mean}  bar {bar}  \
+             {verdict}  ({against})",
             spec.id,
         )?;
         for line in &comparison.differences {

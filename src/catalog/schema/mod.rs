@@ -104,6 +104,7 @@ impl<'t> Reader<'t> {
                 "id" => spec.id = self.name(value).unwrap_or_default(),
                 "aliases" => spec.aliases = self.each(value, Self::name),
                 "created" => spec.created = self.integer(value).unwrap_or_default(),
+                "dtype" => spec.dtype = self.precision(value),
                 "pooling" => spec.pooling = self.one_of(value, &POOLING),
                 "normalize" => spec.normalize = self.boolean(value),
                 "max_tokens" => spec.max_tokens = self.positive(value),
@@ -152,8 +153,8 @@ const MAX_CATALOGUE_BYTES: usize = 10_000_000;
 /// Enough for whoever mends a file; finding line and column of a million would take hours.
 const MAX_PROBLEMS: usize = 100;
 
-const MODEL_KEYS: &str = "id, aliases, source, created, architecture, pooling, normalize, max_tokens, prompts, \
-                          default_prompt_name, include_prompt, matryoshka, matryoshka_dimensions, truncate, \
+const MODEL_KEYS: &str = "id, aliases, source, created, architecture, dtype, pooling, normalize, max_tokens, \
+                          prompts, default_prompt_name, include_prompt, matryoshka, matryoshka_dimensions, truncate, \
                           token_arrays, dimensions, description, license, languages, max_file_bytes";
 const POOLING: [(&str, PoolingMode); 5] = [
     ("cls", PoolingMode::Cls),

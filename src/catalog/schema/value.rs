@@ -10,6 +10,7 @@ use toml::de::{DeFloat, DeInteger, DeString, DeTable};
 use crate::catalog::Problem;
 use crate::catalog::id::{IdError, RelPath, Sha256, printable};
 use crate::catalog::schema::{MAX_PROBLEMS, Reader, Value};
+use crate::kernel::Precision;
 
 impl<'t> Reader<'t> {
     pub(super) fn table<'v>(&mut self, value: &'v Value<'t>) -> Option<&'v DeTable<'t>> {
@@ -106,6 +107,17 @@ impl<'t> Reader<'t> {
             Ok(parsed) => Some(parsed),
             Err(error) => {
                 self.problem(value.span().start, error.to_string());
+                None
+            }
+        }
+    }
+
+    pub(super) fn precision(&mut self, value: &Value<'t>) -> Option<Precision> {
+        let text = self.string(value)?;
+        match Precision::parse(&text) {
+            Ok(precision) => Some(precision),
+            Err(error) => {
+                self.problem(value.span().start, format!("{error}: {}", printable(&text)));
                 None
             }
         }

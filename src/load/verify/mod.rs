@@ -5,6 +5,7 @@
 //! with ours but the weight file and the pooling, so it tells a broken kernel or a misread checkpoint from a good one.
 //! Our side is what serves: requests go through the tokenizer, the queue, packed batches and the head.
 
+pub mod bar;
 pub mod golden;
 pub mod published;
 pub mod second;
@@ -24,6 +25,8 @@ use crate::request::{EmbedRequest, RawInputs, RawRequest, RequestError, Truncate
 use crate::tokenize::TokenizeError;
 use crate::weights::WeightsError;
 
+pub use bar::Bar;
+
 /// A comparison is no client: it waits for as long as the machine needs.
 const PATIENCE: Duration = Duration::from_hours(1);
 
@@ -37,8 +40,9 @@ pub struct Comparison {
     pub max_error: f32,
     /// `None` where only products were published.
     pub min_cosine: Option<f64>,
-    /// Largest accepted `max_error`; the cosine may be as much below 1.
-    pub bar: f32,
+    /// The sum of all cosines, and how many there are.
+    cosines: (f64, usize),
+    pub bar: Bar,
     /// What is beyond the bar, a line each.
     pub differences: Vec<String>,
     /// What a reader should know besides.
@@ -110,9 +114,9 @@ async fn embed(served: &Served, probes: &[Probe<'_>]) -> Result<Vec<EmbeddedRow>
 }
 
 impl Comparison {
-    fn new(against: String, bar: f32) -> Self {
-        let (differences, notes) = (Vec::new(), Vec::new());
-        Self { against, texts: 0, max_error: 0.0, min_cosine: None, bar, differences, notes }
+    fn new(against: String, bar: Bar) -> Self {
+        let (differences, notes, cosines) = (Vec::new(), Vec::new(), (0.0, 0));
+        Self { against, texts: 0, max_error: 0.0, min_cosine: None, cosines, bar, differences, notes }
     }
 
     /// Adds the result of one text: `error` and, where there is one, the cosine.
@@ -121,10 +125,9 @@ impl Comparison {
         self.max_error = self.max_error.max(error);
         if let Some(cosine) = cosine {
             self.min_cosine = Some(self.min_cosine.map_or(cosine, |least| least.min(cosine)));
+            self.cosines = (self.cosines.0 + cosine, self.cosines.1 + 1);
         }
-        // Written so that a NaN, which compares with nothing, is a difference.
-        let fits = error <= self.bar && cosine.is_none_or(|cosine| cosine >= 1.0 - f64::from(self.bar));
-        if !fits {
+        if !self.bar.fits(error, cosine) {
             let cosine = cosine.map_or_else(String::new, |cosine| format!(", cosine {cosine:.9}"));
             self.differences.push(format!("{}: error {error:.1e}{cosine}", shown(text)));
         }
@@ -136,9 +139,15 @@ impl Comparison {
         }
     }
 
+    /// The mean cosine; `None` where only products were published.
+    pub fn mean_cosine(&self) -> Option<f64> {
+        let (sum, count) = self.cosines;
+        (count > 0).then(|| sum / count as f64)
+    }
+
     /// Whether everything is within the bar, and there was something to compare.
     pub fn is_good(&self) -> bool {
-        self.texts > 0 && self.differences.is_empty()
+        self.texts > 0 && self.differences.is_empty() && self.bar.fits_mean(self.mean_cosine())
     }
 }
 

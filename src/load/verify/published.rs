@@ -2,7 +2,8 @@
 
 use crate::catalog::reference::{Expected, Reference};
 use crate::engine::Served;
-use crate::load::verify::{Comparison, Probe, VerifyError, cosine, dot, embed, largest_error, shown};
+use crate::kernel::Precision;
+use crate::load::verify::{Bar, Comparison, Probe, VerifyError, cosine, dot, embed, largest_error, shown};
 use crate::pool::normalise;
 
 /// What was found for one reference.
@@ -14,11 +15,15 @@ struct Found<'a> {
     tokens: usize,
 }
 
-/// Embeds every reference text and compares; one comparison per document and bar, in the references' order.
+/// Embeds every reference text and compares, as strictly as the model's number format allows; one comparison per document and bar, in the references' order.
 ///
 /// # Errors
 /// A text is refused (an unknown prompt, say) or gets no vector.
-pub async fn against_published(served: &Served, references: &[Reference]) -> Result<Vec<Comparison>, VerifyError> {
+pub async fn against_published(
+    served: &Served,
+    references: &[Reference],
+    precision: Precision,
+) -> Result<Vec<Comparison>, VerifyError> {
     let mut probes = Vec::new();
     for reference in references {
         let Reference { text, prompt, dimensions, expected, .. } = reference;
@@ -37,9 +42,8 @@ pub async fn against_published(served: &Served, references: &[Reference]) -> Res
             other: other(&reference.expected).map(|_| second.vector.as_slice()),
             tokens: first.tokens,
         };
-        let (published, bar) = (&reference.published, reference.tolerance);
-        let same =
-            |comparison: &Comparison| comparison.against == *published && comparison.bar.to_bits() == bar.to_bits();
+        let (published, bar) = (&reference.published, Bar::of(precision, reference.tolerance));
+        let same = |comparison: &Comparison| comparison.against == *published && comparison.bar == bar;
         let place = comparisons.iter().position(same).unwrap_or_else(|| {
             comparisons.push(Comparison::new(published.clone(), bar));
             comparisons.len() - 1

@@ -16,7 +16,7 @@ use crate::catalog::ModelSpec;
 use crate::engine::Served;
 use crate::kernel::Isa;
 use crate::load::modules::{Modules, required_json};
-use crate::load::verify::{Comparison, Probe, VerifyError, cosine, embed, largest_error};
+use crate::load::verify::{Bar, Comparison, Probe, VerifyError, cosine, embed, largest_error};
 use crate::load::{head, weight_files};
 use crate::pool::Head;
 use crate::request::{Dimensions, RowShape, TokenRow};
@@ -40,8 +40,8 @@ const TEXTS: [&str; 12] = [
      eye: that is why this text, which is longer than the others, exists.",
 ];
 
-/// Largest accepted difference: float32 sums in another order.
-const BAR: f32 = 1e-5;
+/// Largest accepted difference of candle's float32: sums in another order.
+const TOLERANCE: f32 = 1e-5;
 
 /// What came of looking for a second implementation.
 #[derive(Debug)]
@@ -81,8 +81,9 @@ pub async fn against_candle(served: &Served, spec: &ModelSpec, folder: &Path, is
         Err(error) => return Err(error),
     };
     let modules = Modules::read(folder, spec.pooling, spec.normalize)?;
+    let bar = Bar::of(spec.precision(), TOLERANCE);
     let found = embed(served, &probes).await?;
-    let mut comparison = Comparison::new("candle-transformers".to_owned(), BAR);
+    let mut comparison = Comparison::new("candle-transformers".to_owned(), bar);
     let mut after: Option<Head> = None;
     for ((text, row), found) in TEXTS.iter().zip(&rows).zip(&found) {
         let hidden = oracle.hidden(&row.ids)?;

@@ -182,7 +182,8 @@ impl TestApp {
 
     fn load(&mut self, setup: &Setup, metrics: &Arc<Metrics>) {
         let workers = Workers::new(2, metrics).unwrap();
-        let shared = Shared { threads: threads(), workers, metrics: Arc::clone(metrics), isa: setup.batch.isa };
+        let metrics = Arc::clone(metrics);
+        let shared = Shared { threads: threads(), workers, metrics, ..served::shared_with(1, setup.batch.isa) };
         let engine = Arc::clone(&self.engine);
         for (slot, model) in engine.slots().iter().zip(&setup.models) {
             let (served, thread) = match &model.kind {

@@ -12,6 +12,7 @@ use embedserve::load::{self, LoadError, Loaded, Shared};
 use embedserve::observe::metrics::Metrics;
 use embedserve::observe::progress::LoadProgress;
 use embedserve::request::{EmbedRequest, RawInputs, RawRequest, TokenArrays};
+use embedserve::source::notes::Notes;
 use embedserve::threads::Threads;
 use embedserve::tokenize::workers::Workers;
 
@@ -26,7 +27,9 @@ pub fn shared() -> &'static Shared {
 pub fn shared_with(n_threads: usize, isa: Isa) -> Shared {
     let metrics = Metrics::new(&["model".to_owned()]);
     let workers = Workers::new(2, &metrics).unwrap();
-    Shared { threads: Arc::new(Threads::new(n_threads).unwrap()), workers, metrics, isa }
+    // A place that nobody can write to: tests that keep notes bring their own.
+    let notes = Notes::at("/dev/null/notes".into());
+    Shared { threads: Arc::new(Threads::new(n_threads).unwrap()), workers, metrics, isa, notes }
 }
 
 pub fn requests() -> RequestConfig {

@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 
 use embedserve::catalog::id::RelPath;
 use embedserve::catalog::{ModelSpec, SourceSpec};
+use embedserve::kernel::{Isa, Precision};
 use embedserve::load::describe::describe;
 use embedserve::load::modules::{Modules, StepModule};
 use embedserve::observe::progress::LoadProgress;
@@ -50,7 +51,13 @@ pub fn check(data: &[u8]) -> Verdict {
     };
     let modules = Modules::read(&folder, None, None).map_err(|error| checked(error.to_string()))?;
     check_modules(&modules, &folder);
-    let description = describe(&spec, &folder, &requests()).map_err(|error| checked(error.to_string()))?;
+    let described = |dtype| {
+        let spec = ModelSpec { dtype: Some(dtype), ..spec.clone() };
+        describe(&spec, &folder, &requests(), Isa::Portable).map_err(|error| checked(error.to_string()))
+    };
+    let [exact, half, small] = Precision::ALL.map(described);
+    let (description, half, small) = (exact?, half?, small?);
+    assert!(half.weight_bytes <= description.weight_bytes && small.weight_bytes <= half.weight_bytes);
     assert!(description.limits.max_tokens > 0 && description.limits.max_input_bytes > 0);
     complete
 }

@@ -12,6 +12,7 @@ use embedserve::http::server::{self, ShutdownSignals, StopServing};
 use embedserve::kernel::Isa;
 use embedserve::observe::metrics::Metrics;
 use embedserve::observe::secret::Secret;
+use embedserve::source::notes::Notes;
 use embedserve::threads::Threads;
 use embedserve::tokenize::workers::Workers;
 use embedserve::{http, load};
@@ -54,7 +55,8 @@ fn start() -> Serving {
     let engine = Arc::new(Engine::new(names, Arc::clone(&metrics)));
     let workers = Workers::new(1, &metrics).expect("a thread");
     let threads = Arc::new(Threads::new(1).expect("a thread"));
-    let shared = load::Shared { threads, workers, metrics: Arc::clone(&metrics), isa: Isa::detect() };
+    let notes = Notes::at("/dev/null/notes".into());
+    let shared = load::Shared { threads, workers, metrics: Arc::clone(&metrics), isa: Isa::detect(), notes };
     let requests = RequestConfig { max_inputs: 32, max_request_tokens: 256, allow_empty_input: false, ..requests() };
     let slot = engine.slots().first().expect("one model");
     let loaded =

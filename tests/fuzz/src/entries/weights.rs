@@ -5,7 +5,7 @@
 use candle_core::Device;
 use embedserve::arch;
 use embedserve::arch::packed::PackedBatch;
-use embedserve::kernel::{Compute, Isa};
+use embedserve::kernel::{Compute, Isa, Precision};
 use embedserve::load::memory;
 use embedserve::weights::Weights;
 use serde_json::Value;
@@ -28,7 +28,7 @@ pub fn check(data: &[u8]) -> Verdict {
     std::fs::write(&path, stored).expect("room for it");
     let checked = |error: String| message::checked(error, data);
 
-    let estimate = memory::estimate(folder.path()).map_err(|error| checked(error.to_string()));
+    let estimate = memory::estimate(folder.path(), Precision::F32).map_err(|error| checked(error.to_string()));
     let files = [path];
     let opened = Weights::open(&files, str::to_owned).map_err(|error| checked(error.to_string()));
     if let Ok(weights) = &opened {
