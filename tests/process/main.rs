@@ -7,16 +7,19 @@
 )]
 #![expect(unreachable_pub, reason = "support modules are public to their siblings")]
 
+mod binary;
 mod bundles;
 mod command_line;
 mod downloads;
 mod keys;
 mod lifecycle;
 mod memory;
+mod operation;
 mod secrets;
 mod server;
 mod several_models;
 mod verify;
+mod wire;
 
 /// The in-process tests' fakes, as far as they need no model.
 #[path = "../it/support"]
