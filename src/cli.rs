@@ -341,11 +341,13 @@ mod tests {
 
     use super::*;
 
+    // L-07
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
     }
 
+    // L-07
     #[test]
     fn every_flag_has_an_environment_variable_of_its_own_name() {
         for argument in Cli::command().get_arguments() {

@@ -210,6 +210,7 @@ pub fn normalise(row: &mut [f32]) {
 mod tests {
     use super::*;
 
+    // N-02, N-03
     #[test]
     fn a_zero_vector_stays_zero_and_a_nan_is_refused() {
         let mut zero = vec![0.0; 4];

@@ -22,6 +22,7 @@ fn the_defaults_serve_one_model_on_loopback() {
     assert_eq!(config.source.hub_cache, PathBuf::from("/home/somebody/.cache/huggingface/hub"));
 }
 
+// L-07
 #[test]
 fn a_flag_wins_over_port_and_port_over_the_default() {
     assert_eq!(resolve(&[], &[("PORT", "9000")]).unwrap().http.port, 9000);
@@ -29,6 +30,7 @@ fn a_flag_wins_over_port_and_port_over_the_default() {
     assert!(matches!(resolve(&[], &[("PORT", "http")]), Err(ConfigError::Invalid { flag: "PORT", .. })));
 }
 
+//
 #[test]
 fn an_open_address_needs_keys_or_consent() {
     assert!(matches!(resolve(&["--host", "0.0.0.0"], &[]), Err(ConfigError::Exposed { .. })));
@@ -37,6 +39,7 @@ fn an_open_address_needs_keys_or_consent() {
     assert!(matches!(resolve(&["--host", "no such host"], &[]), Err(ConfigError::Invalid { flag: "--host", .. })));
 }
 
+// O-01
 #[test]
 fn keys_have_names_and_never_show() {
     let config = resolve(&["--api-key", "first-secret", "--api-key", "c2Vjb25k=="], &[]).unwrap();
@@ -48,6 +51,7 @@ fn keys_have_names_and_never_show() {
     assert!(shown.contains("***") && !shown.contains("first-secret") && !shown.contains("hub-secret"), "{shown}");
 }
 
+// L-07
 #[test]
 fn hugging_face_variables_are_honoured() {
     let cache = |environment: &[(&str, &str)]| resolve(&[], environment).unwrap().source.hub_cache;

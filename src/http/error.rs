@@ -28,6 +28,8 @@ pub enum ApiError {
     WrongKey { shown: String },
     /// E03
     ModelNotAllowed { model: String },
+    /// A page about the whole server, asked for with a key of some models.
+    PageNotAllowed { path: &'static str },
     /// E04
     HostNotAllowed { host: String },
     /// E05
@@ -205,6 +207,7 @@ impl ApiError {
         match self {
             Self::NoKey | Self::WrongKey { .. } => invalid(StatusCode::UNAUTHORIZED, Some("invalid_api_key")),
             Self::ModelNotAllowed { .. } => invalid(StatusCode::FORBIDDEN, Some("model_not_found")),
+            Self::PageNotAllowed { .. } => invalid(StatusCode::FORBIDDEN, None),
             Self::HostNotAllowed { .. } => invalid(StatusCode::FORBIDDEN, Some("host_not_allowed")),
             Self::UnknownModel { .. } => invalid(StatusCode::NOT_FOUND, Some("model_not_found")),
             Self::NoSuchModel { .. } => {

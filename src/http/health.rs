@@ -5,12 +5,15 @@
 
 use std::sync::Arc;
 
+use axum::Extension;
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use crate::engine::{Slot, SlotState};
+use crate::http::auth::Caller;
+use crate::http::error::ApiError;
 use crate::http::models::Effective;
 use crate::http::{HttpState, reply};
 use crate::observe::metrics;
@@ -53,7 +56,7 @@ struct Build {
     limits: Limits,
 }
 
-/// What the models in memory need together.
+/// What the models in memory, of those that are listed, need together.
 #[derive(Debug, Serialize)]
 struct MemoryReport {
     weight_bytes: u64,
@@ -116,14 +119,20 @@ pub async fn ready(State(state): State<Arc<HttpState>>) -> Response {
     response
 }
 
-pub async fn metrics(State(state): State<Arc<HttpState>>) -> Response {
+/// The page tells of every model and every key: it is not for callers that may know of some models only.
+pub async fn metrics(State(state): State<Arc<HttpState>>, caller: Option<Extension<Caller>>) -> Response {
+    if caller.is_some_and(|Extension(Caller(key))| key.policy.models.is_some()) {
+        return ApiError::PageNotAllowed { path: "/metrics" }.into_response();
+    }
     reply::body(state.engine.metrics.encode().into_bytes(), metrics::CONTENT_TYPE)
 }
 
-pub async fn version(State(state): State<Arc<HttpState>>) -> Response {
+/// The build, the limits, and the models that the caller's key may use.
+pub async fn version(State(state): State<Arc<HttpState>>, caller: Option<Extension<Caller>>) -> Response {
+    let may_use = |id: &str| caller.as_ref().is_none_or(|Extension(Caller(key))| key.may_use(id));
     let mut memory = MemoryReport { weight_bytes: 0, scratch_bytes: 0 };
     let mut models = Vec::new();
-    for (index, slot) in state.engine.slots().iter().enumerate() {
+    for (index, slot) in state.engine.slots().iter().enumerate().filter(|(_, slot)| may_use(&slot.spec.id)) {
         let Effective { max_model_len, dimensions } = Effective::of(slot, &slot.spec);
         let (own, default) = (slot.memory(), index == state.engine.names().default_index());
         let (weight_bytes, scratch_bytes) = (own.map(|own| own.weight_bytes), own.map(|own| own.scratch_bytes));

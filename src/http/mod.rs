@@ -251,7 +251,8 @@ impl Endpoint {
         match self {
             Self::Embeddings => &[200, 400, 401, 403, 404, 405, 408, 413, 415, 429, 500, 503, 504],
             Self::Model => &[200, 401, 404],
-            Self::Models | Self::Metrics | Self::Version => &[200, 401],
+            Self::Models | Self::Version => &[200, 401],
+            Self::Metrics => &[200, 401, 403],
             Self::Live => &[200],
             Self::Ready => &[200, 503],
         }

@@ -144,6 +144,17 @@ class Family:
                 parameter.copy_(torch.from_numpy(values.astype(np.float32)))
 
 
+def drawn(values: np.ndarray, name: str, spread: float) -> np.ndarray:
+    """The usual proportions: norms around one, biases never zero, embeddings, and matrices of `spread` / sqrt(inputs)."""
+    if name.lower().replace("_", "").endswith("layernorm.weight"):
+        return 1.0 + 0.25 * values
+    if name.endswith("bias"):
+        return 0.3 * values
+    if "embeddings" in name:
+        return 0.5 * values
+    return values * spread / np.sqrt(values.shape[1])
+
+
 def random_tensors(shapes: dict[str, tuple[int, ...]], seed: int = 7) -> dict[str, torch.Tensor]:
     """Surplus tensors: nobody may read them, so their values only have to be the same each time."""
     generator = torch.Generator().manual_seed(seed)

@@ -12,7 +12,7 @@ from transformers import BertConfig, BertModel
 import mistakes
 import texts
 import vocabulary
-from family import Family, Mistake, random_tensors
+from family import Family, Mistake, drawn, random_tensors
 from modules import Dense
 
 
@@ -28,18 +28,7 @@ class Bert(Family):
         return vocabulary.tokenizer(vocabulary.entries(self.extra_scripts), vocabulary.BERT, lowercase=self.lowercase)
 
     def tokenizer_config(self) -> dict[str, object]:
-        described = {
-            "cls_token": "[CLS]",
-            "do_lower_case": self.lowercase,
-            "mask_token": "[MASK]",
-            "model_max_length": self.tokenizer_limit(),
-            "pad_token": "[PAD]",
-            "sep_token": "[SEP]",
-            "strip_accents": None,
-            "tokenize_chinese_chars": True,
-            "tokenizer_class": "BertTokenizer",
-            "unk_token": "[UNK]",
-        }
+        described = vocabulary.bert_tokenizer_config("BertTokenizer", self.tokenizer_limit(), self.lowercase)
         return described | ({"backend": "tokenizers"} if self.layout == "current" else {})
 
     def model(self, vocab_size: int) -> torch.nn.Module:
@@ -92,21 +81,14 @@ class Bert(Family):
 
 def draw(name: str, values: np.ndarray) -> np.ndarray:
     """For every encoder with BERT's names."""
-    if name.endswith("LayerNorm.weight"):
-        return 1.0 + 0.25 * values
     if name.endswith("intermediate.dense.bias"):
         # Most inputs of a trained activation are negative; there the two GELUs differ most against their size.
         return -1.6 + 0.3 * values
-    if name.endswith("bias"):
-        return 0.3 * values
-    if "embeddings" in name:
-        return 0.5 * values
     if name.endswith("intermediate.dense.weight"):
-        return values / np.sqrt(values.shape[1])
-    if name.endswith("output.dense.weight") and "attention" not in name:
-        # Larger, so that the activation outweighs the residual.
-        return values * 3.0 / np.sqrt(values.shape[1])
-    return values * 1.7 / np.sqrt(values.shape[1])
+        return drawn(values, name, 1.0)
+    # Behind the activation larger, so that it outweighs the residual.
+    behind = name.endswith("output.dense.weight") and "attention" not in name
+    return drawn(values, name, 3.0 if behind else 1.7)
 
 
 def gelu_mistake(activation: str) -> dict[str, Mistake]:

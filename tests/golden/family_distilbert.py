@@ -11,7 +11,7 @@ from transformers import DistilBertConfig, DistilBertModel
 
 import mistakes
 import vocabulary
-from family import Family, Mistake, random_tensors
+from family import Family, Mistake, drawn, random_tensors
 from mistakes import encoder
 
 
@@ -23,18 +23,7 @@ class DistilBert(Family):
         return vocabulary.tokenizer(vocabulary.entries(True), vocabulary.BERT, lowercase=True)
 
     def tokenizer_config(self) -> dict[str, object]:
-        return {
-            "cls_token": "[CLS]",
-            "do_lower_case": True,
-            "mask_token": "[MASK]",
-            "model_max_length": self.tokenizer_limit(),
-            "pad_token": "[PAD]",
-            "sep_token": "[SEP]",
-            "strip_accents": None,
-            "tokenize_chinese_chars": True,
-            "tokenizer_class": "DistilBertTokenizer",
-            "unk_token": "[UNK]",
-        }
+        return vocabulary.bert_tokenizer_config("DistilBertTokenizer", self.tokenizer_limit())
 
     def model(self, vocab_size: int) -> torch.nn.Module:
         config = DistilBertConfig(
@@ -50,16 +39,10 @@ class DistilBert(Family):
 
     def draw(self, name: str, values: np.ndarray) -> np.ndarray:
         """The same proportions as for BERT, under other names."""
-        if "_layer_norm.weight" in name or name.endswith("LayerNorm.weight"):
-            return 1.0 + 0.25 * values
         if name.endswith("lin1.bias"):
             return -1.6 + 0.3 * values
-        if name.endswith("bias"):
-            return 0.3 * values
-        if "embeddings" in name:
-            return 0.5 * values
         spread = {"lin1.weight": 1.0, "lin2.weight": 3.0}.get(".".join(name.split(".")[-2:]), 1.7)
-        return values * spread / np.sqrt(values.shape[1])
+        return drawn(values, name, spread)
 
     def surplus(self, model: torch.nn.Module) -> dict[str, torch.Tensor]:
         if not self.prefix:

@@ -22,7 +22,7 @@ from transformers import GteConfig, GteModel
 import mistakes
 import sentencepiece_unigram
 import vocabulary
-from family import Family, Mistake
+from family import Family, Mistake, drawn
 from family_nomic import exchanged
 from mistakes import encoder
 from modules import write_json
@@ -70,14 +70,8 @@ class Gte(Family):
         return GteModel(config)
 
     def draw(self, name: str, values: np.ndarray) -> np.ndarray:
-        if name.lower().endswith("layernorm.weight"):
-            return 1.0 + 0.25 * values
-        if name.endswith("bias"):
-            return 0.3 * values
-        if "embeddings" in name:
-            return 0.5 * values
         spread = {"gate_proj": 1.2, "up_proj": 1.2, "down_proj": 2.0}.get(name.split(".")[-2], 1.5)
-        return values * spread / np.sqrt(values.shape[1])
+        return drawn(values, name, spread)
 
     def edit_config(self, described: dict[str, object]) -> None:
         if self.layout != "classic":

@@ -25,7 +25,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 import mistakes
 import vocabulary
-from family import Family, Mistake, random_tensors
+from family import Family, Mistake, drawn, random_tensors
 from mistakes import encoder
 from modules import write_json
 
@@ -119,18 +119,7 @@ class Jina(Family):
         return vocabulary.tokenizer(vocabulary.entries(True), vocabulary.BERT, lowercase=True)
 
     def tokenizer_config(self) -> dict[str, object]:
-        return {
-            "cls_token": "[CLS]",
-            "do_lower_case": True,
-            "mask_token": "[MASK]",
-            "model_max_length": self.tokenizer_limit(),
-            "pad_token": "[PAD]",
-            "sep_token": "[SEP]",
-            "strip_accents": None,
-            "tokenize_chinese_chars": True,
-            "tokenizer_class": "BertTokenizer",
-            "unk_token": "[UNK]",
-        }
+        return vocabulary.bert_tokenizer_config("BertTokenizer", self.tokenizer_limit())
 
     def model(self, vocab_size: int) -> nn.Module:
         config = BertConfig(
@@ -146,14 +135,8 @@ class Jina(Family):
         return Reference(config)
 
     def draw(self, name: str, values: np.ndarray) -> np.ndarray:
-        if name.lower().endswith("layernorm.weight"):
-            return 1.0 + 0.25 * values
-        if name.endswith("bias"):
-            return 0.3 * values
-        if "embeddings" in name:
-            return 0.5 * values
         spread = {"gated_layers": 1.2, "wo": 2.0}.get(name.split(".")[-2], 1.6)
-        return values * spread / np.sqrt(values.shape[1])
+        return drawn(values, name, spread)
 
     def surplus(self, model: nn.Module) -> dict[str, torch.Tensor]:
         return random_tensors({"pooler.dense.weight": (self.hidden, self.hidden), "pooler.dense.bias": (self.hidden,)})

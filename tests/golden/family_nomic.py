@@ -25,7 +25,7 @@ from transformers import NomicBertConfig, NomicBertModel
 import mistakes
 import texts
 import vocabulary
-from family import Family, Mistake
+from family import Family, Mistake, drawn
 from mistakes import encoder
 from modules import write_json
 
@@ -41,19 +41,8 @@ class Nomic(Family):
         return vocabulary.tokenizer(vocabulary.entries(True), vocabulary.BERT, lowercase=True)
 
     def tokenizer_config(self) -> dict[str, object]:
-        return {
-            "clean_up_tokenization_spaces": True,
-            "cls_token": "[CLS]",
-            "do_lower_case": True,
-            "mask_token": "[MASK]",
-            "model_max_length": self.tokenizer_limit(),
-            "pad_token": "[PAD]",
-            "sep_token": "[SEP]",
-            "strip_accents": None,
-            "tokenize_chinese_chars": True,
-            "tokenizer_class": "BertTokenizer",
-            "unk_token": "[UNK]",
-        }
+        described = vocabulary.bert_tokenizer_config("BertTokenizer", self.tokenizer_limit())
+        return {"clean_up_tokenization_spaces": True} | described
 
     def model(self, vocab_size: int) -> torch.nn.Module:
         return NomicBertModel(NomicBertConfig(**self._shape(vocab_size)))
@@ -71,14 +60,8 @@ class Nomic(Family):
         }
 
     def draw(self, name: str, values: np.ndarray) -> np.ndarray:
-        if name.lower().endswith("layernorm.weight"):
-            return 1.0 + 0.25 * values
-        if name.endswith("bias"):
-            return 0.3 * values
-        if "embeddings" in name:
-            return 0.5 * values
         spread = {"gate_proj": 1.2, "up_proj": 1.2, "down_proj": 2.0}.get(name.split(".")[-2], 1.5)
-        return values * spread / np.sqrt(values.shape[1])
+        return drawn(values, name, spread)
 
     def edit_config(self, described: dict[str, object]) -> None:
         if not self.hub_config:

@@ -129,3 +129,19 @@ def template(tokens: list[str], start: str | None, end: str) -> dict[str, object
             name: {"id": name, "ids": [tokens.index(name)], "tokens": [name]} for name in (start, end) if name
         },
     }
+
+
+def bert_tokenizer_config(tokenizer_class: str, limit: int, lowercase: bool = True) -> dict[str, object]:
+    """`tokenizer_config.json` beside BERT's pieces and special tokens."""
+    return {
+        "cls_token": "[CLS]",
+        "do_lower_case": lowercase,
+        "mask_token": "[MASK]",
+        "model_max_length": limit,
+        "pad_token": "[PAD]",
+        "sep_token": "[SEP]",
+        "strip_accents": None,
+        "tokenize_chinese_chars": True,
+        "tokenizer_class": tokenizer_class,
+        "unk_token": "[UNK]",
+    }

@@ -78,13 +78,17 @@ impl Layer {
     }
 
     fn reference(&self, x: &[f64], activation: Activation) -> Vec<f64> {
-        let x: Vec<f32> = x.iter().map(|x| *x as f32).collect();
-        reference::linear(&x, &self.weight, Some(&self.bias), self.k, activation)
+        reference::linear(&narrow(x), &self.weight, Some(&self.bias), self.k, activation)
     }
 }
 
 fn widen(x: &[f32]) -> Vec<f64> {
     x.iter().map(|x| f64::from(*x)).collect()
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "rounded once, as the kernels do")]
+fn narrow(x: &[f64]) -> Vec<f32> {
+    x.iter().map(|x| *x as f32).collect()
 }
 
 fn sum(a: &[f64], b: &[f64]) -> Vec<f64> {
@@ -110,7 +114,7 @@ fn self_attention_matches_the_reference() {
         #[expect(clippy::cast_possible_truncation, reason = "the kernel's table holds f32")]
         let distances = Arc::new(DistanceBias::new(n_heads, 20, |head, distance| bias(head, distance) as f32));
         let rotary = Arc::new(Rotary::new((10_000.0, 1.0), size, 300));
-        let projected: Vec<f32> = qkv.reference(&widen(&x), Activation::None).iter().map(|x| *x as f32).collect();
+        let projected = narrow(&qkv.reference(&widen(&x), Activation::None));
         for case in 0..8 {
             let (biased, turned, windowed) = (case & 1 > 0, case & 2 > 0 && size % 2 == 0, case & 4 > 0);
             let options = AttentionOptions {

@@ -49,12 +49,16 @@ async fn an_idle_connection_is_closed_cleanly_and_a_used_one_kept() {
 async fn pipelined_requests_are_answered_in_order() {
     let app = TestApp::start().await;
     let mut raw = app.raw();
-    let paths: Vec<String> = (0..200).map(|i| format!("/v1/models/m{i}")).collect();
-    raw.send(paths.iter().map(|path| get(path)).collect::<String>());
+    let paths: Vec<String> = (0..10_000).map(|i| format!("/v1/models/m{i}")).collect();
+    // Sent by another thread: the answers of so many do not fit between the two.
+    let mut sender = raw.sender();
+    let requests = paths.iter().map(|path| get(path)).collect::<String>();
+    let sending = std::thread::spawn(move || sender.send(requests));
     for index in 0..paths.len() {
         let answer = raw.answer().unwrap();
         assert!(answer.body.contains(&format!("'m{index}'")), "{}", answer.body);
     }
+    assert!(sending.join().unwrap());
     // A client that closes its half gets its answer or a clean end.
     raw.send(get("/livez"));
     raw.half_close();
@@ -97,7 +101,7 @@ async fn a_client_that_does_not_read_is_given_up() {
     drop(raw);
 }
 
-// A connection too many waits; it is served when another ends.
+// W-11: a connection too many waits; it is served when another ends.
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_are_limited_before_they_are_accepted() {
     let app = TestApp::with(|setup| setup.http.max_connections = 2).await;

@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 
 use entries::{ENTRIES, Entry};
 
+use crate::support::random::Random;
+
 /// Thousands of times what the slowest seed needs: only what grows without bound misses it.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -38,6 +40,7 @@ fn every_parser_has_a_corpus_and_a_target() {
     }
 }
 
+// W-15, V-04, Q-06, D-09, U-01, U-02, U-03, U-04, U-06, U-07, U-08
 #[test]
 fn seeds_are_judged_as_they_are_called() {
     let (mut replayed, mut wrong) = (0, Vec::new());
@@ -59,4 +62,47 @@ fn seeds_are_judged_as_they_are_called() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(replayed > 100, "{replayed} seeds: the corpus was not found");
+}
+
+/// The parsers that take microseconds.
+const QUICK: [&str; 6] = ["ids", "keys_toml", "models_toml", "planner", "request_json", "token_arrays"];
+
+/// A seed with a few bytes changed, doubled or left out, or with a piece of another one in it.
+fn mutated(random: &mut Random, seeds: &[Vec<u8>]) -> Vec<u8> {
+    let mut data = seeds[random.below(seeds.len())].clone();
+    for _ in 0..=random.below(4) {
+        let at = random.below(data.len() + 1);
+        let end = at + random.below((data.len() - at).min(16) + 1);
+        match random.below(4) {
+            0 => drop(data.drain(at..end)),
+            1 => {
+                let twice = data[at..end].repeat(2);
+                drop(data.splice(at..end, twice));
+            }
+            2 => data[at..end].iter_mut().for_each(|byte| *byte ^= 1 << random.below(8)),
+            _ => {
+                let other = &seeds[random.below(seeds.len())];
+                let start = random.below(other.len() + 1);
+                let piece = &other[start..start + random.below((other.len() - start).min(32) + 1)];
+                drop(data.splice(at..end, piece.iter().copied()));
+            }
+        }
+    }
+    data
+}
+
+// W-15, V-04, Q-06, D-09, U-07: the neighbourhood of the seeds, the same in every run.
+#[test]
+fn neighbours_of_the_seeds_keep_the_promises() {
+    for Entry { name, check } in ENTRIES.iter().filter(|entry| QUICK.contains(&entry.name)) {
+        let seeds = names(&corpus().join(name));
+        let seeds: Vec<Vec<u8>> =
+            seeds.iter().map(|seed| std::fs::read(corpus().join(name).join(seed)).unwrap()).collect();
+        let mut random = Random::new(17);
+        for round in 0..1000 {
+            let data = mutated(&mut random, &seeds);
+            let kept = catch_unwind(AssertUnwindSafe(|| check(&data)));
+            assert!(kept.is_ok(), "{name}, round {round}: {}", data.escape_ascii());
+        }
+    }
 }

@@ -58,7 +58,7 @@ async fn two_thousand_and_forty_eight_inputs_are_the_limit() {
     app.check_metric("embedserve_stage_duration_seconds_count", "model=\"tiny/matryoshka\",stage=\"tokenize\"", 1.0);
 }
 
-// Case 8
+// Case 8, V-01
 #[tokio::test]
 async fn text_of_white_space_alone_is_a_text() {
     let app = TestApp::start().await;
@@ -85,7 +85,7 @@ async fn floats_and_base64_are_the_same_bits() {
     }
 }
 
-// Case 15
+// Case 15, V-03
 #[tokio::test]
 async fn a_shorter_vector_is_the_scaled_beginning_of_the_whole_one() {
     let app = TestApp::start().await;
@@ -103,7 +103,7 @@ async fn a_shorter_vector_is_the_scaled_beginning_of_the_whole_one() {
     assert_eq!(app.embed(json!({"model": M, "input": "a", "dimensions": 1})).await.vectors()[0].len(), 1);
 }
 
-// Cases 16, 21 to 23, 97
+// Cases 16, 21 to 23, 97, W-13
 #[tokio::test]
 async fn fields_that_mean_nothing_change_nothing() {
     let app = TestApp::start().await;
@@ -158,7 +158,7 @@ fn long_text() -> (String, String, String) {
     (words.join(" "), words[..62].join(" "), words[28..].join(" "))
 }
 
-// Case 43
+// Case 43, V-07
 #[tokio::test]
 async fn truncation_is_asked_for_and_shows() {
     let app = TestApp::start().await;

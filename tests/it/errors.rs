@@ -195,7 +195,7 @@ async fn a_text_past_the_byte_cap_is_refused_before_it_is_tokenised() {
     assert_eq!((&item["truncated"], item.get("original_tokens")), (&json!(true), None));
 }
 
-// Cases 47 to 49, 54, W-01
+// Cases 47 to 49, 54, W-01, W-13
 #[tokio::test]
 async fn what_is_no_json_says_where() {
     let app = TestApp::start().await;
@@ -288,7 +288,7 @@ async fn unknown_routes_and_methods_stay_in_the_envelope() {
     assert_eq!((head.status, head.text.as_str()), (404, ""));
 }
 
-// Case 90
+// Case 90, N-01, N-02
 #[tokio::test]
 async fn a_row_without_finite_values_is_named_and_harms_nobody() {
     let app = TestApp::with(|setup| setup.only("evil", Kind::Evil(Evil::default()))).await;

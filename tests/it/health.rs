@@ -86,7 +86,7 @@ async fn the_version_names_the_limits_in_force() {
     }
 }
 
-// V-06: probes do not wait for tokenisers, and a dead device thread is told.
+// I-07: a dead device thread is told.
 #[tokio::test]
 async fn a_dead_device_thread_is_not_ready() {
     let app = TestApp::start().await;

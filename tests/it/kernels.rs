@@ -49,6 +49,7 @@ fn linear_matches_the_reference_over_odd_shapes() {
     }
 }
 
+// N-06
 #[test]
 fn linear_gives_a_row_the_same_bits_alone_and_in_company() {
     let mut random = Random::new(2);
@@ -70,6 +71,7 @@ fn linear_gives_a_row_the_same_bits_alone_and_in_company() {
     }
 }
 
+// N-05
 #[test]
 fn activations_match_their_definitions_from_minus_40_to_40() {
     let grid: Vec<f32> = (-400_000..=400_000).map(|i| i as f32 * 1e-4).collect();
@@ -93,6 +95,7 @@ fn activations_match_their_definitions_from_minus_40_to_40() {
     assert!(difference > 4e-4, "{difference:e}");
 }
 
+// N-04
 #[test]
 fn activations_stay_finite_at_the_ends_and_pass_nan_on() {
     for activation in ACTIVATIONS {
@@ -113,6 +116,7 @@ fn normalised(isa: Isa, x: &[f32], norm: &Norm) -> Vec<f32> {
     out
 }
 
+// N-04, N-05
 #[test]
 fn layer_norm_matches_the_reference_also_where_one_pass_would_cancel() {
     let mut random = Random::new(3);
@@ -135,6 +139,7 @@ fn layer_norm_matches_the_reference_also_where_one_pass_would_cancel() {
     }
 }
 
+// N-05
 #[test]
 fn root_mean_square_norm_matches_the_reference() {
     let mut random = Random::new(13);
@@ -150,6 +155,7 @@ fn root_mean_square_norm_matches_the_reference() {
     }
 }
 
+// N-05
 #[test]
 fn every_reduction_matches_the_reference() {
     let mut random = Random::new(5);
@@ -176,6 +182,7 @@ fn every_reduction_matches_the_reference() {
     }
 }
 
+// N-05
 #[test]
 fn a_strided_tensor_is_refused_not_copied() {
     let x = tensor(&[1.0; 12], 4).t().unwrap();

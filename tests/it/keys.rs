@@ -166,6 +166,27 @@ async fn a_key_sees_and_uses_its_models_alone() {
     assert!(names(&list(&app, B, "/v1/models").await).contains(&M.to_owned()));
     list(&app, A, "/v1/models/tiny/matryoshka").await.refusal(404, Some("model_not_found"), Some("model"));
     assert_eq!(list(&app, A, "/v1/models/fixed").await.status, 200);
+    // The other pages tell it no more; what is about the whole server is not for it.
+    let version = |body: Value| -> Vec<String> {
+        body["models"].as_array().unwrap().iter().map(|model| model["id"].as_str().unwrap().to_owned()).collect()
+    };
+    for path in ["/version", "/info"] {
+        let (own, all) = (list(&app, A, path).await, list(&app, B, path).await);
+        assert_eq!((version(own.json()), version(all.json())), (vec![F.to_owned()], vec![M.to_owned(), F.to_owned()]));
+        assert!(!own.text.contains("matryoshka"), "{}", own.text);
+    }
+    for path in ["/metrics", "/v1/metrics"] {
+        let message = list(&app, A, path).await.refusal(403, None, None);
+        assert_eq!(message, "This API key is limited to some models and does not have access to /metrics.");
+        assert_eq!(list(&app, B, path).await.status, 200);
+    }
+    let app = TestApp::with(|setup| {
+        let models = Some(vec![F.to_owned()]);
+        setup.limited_key("a", A, KeyPolicy { models, ..KeyPolicy::default() });
+        setup.http.metrics_public = true;
+    })
+    .await;
+    assert_eq!(list(&app, A, "/metrics").await.status, 200);
 }
 
 #[tokio::test]

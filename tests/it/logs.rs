@@ -6,6 +6,7 @@ use crate::support::app::{Kind, M, TestApp};
 use crate::support::evil::Evil;
 use crate::support::log::Log;
 
+// O-03
 #[tokio::test]
 async fn a_request_is_one_line() {
     let log = Log::capture();
@@ -83,9 +84,19 @@ async fn what_a_client_sends_cannot_break_a_line() {
     for name in ["\u{1b}[2J", "a\nb", &"m".repeat(1 << 20)] {
         app.embed(json!({"model": name, "input": "a"})).await.vectors();
     }
-    log.until_requests(3).await;
+    // Headers cannot carry a line feed; whatever else they carry is not logged as it comes.
+    let long = "i".repeat(20_000);
+    let body = json!({"model": M, "input": "a"}).to_string();
+    for (name, value) in
+        [("user-agent", "\t[2J\u{80}"), ("x-request-id", "a\tb"), ("user-agent", &long), ("x-request-id", &long)]
+    {
+        app.post("/v1/embeddings", &[(name, value)], body.clone()).await.vectors();
+    }
+    app.get("/%1b%5b2J%0aINFO%20forged").await.refusal(404, None, None);
+    log.until_requests(8).await;
     let text = log.text();
-    assert!(!text.contains('\u{1b}'));
+    assert!(!text.contains('\u{1b}') && !text.contains(&long) && !text.contains("a\\tb"));
+    assert!(!text.lines().any(|line| line.starts_with("INFO forged")), "{text}");
     // Every line is an event; the long name was cut.
     for line in text.lines().filter(|line| line.contains("\"target\":\"embedserve")) {
         serde_json::from_str::<Value>(line).unwrap();

@@ -55,6 +55,7 @@ async fn the_page_is_openmetrics_and_complete_from_the_start() {
     }
 }
 
+// O-06
 #[tokio::test]
 async fn every_event_is_counted_once() {
     let app = TestApp::start().await;

@@ -4,10 +4,15 @@ use std::time::{Duration, Instant};
 
 use embedserve::batch::plan::Budget;
 use embedserve::batch::{JoinError, QueueLimits, RowFailure, SubmitError};
+use embedserve::config::BatchConfig;
+use embedserve::load;
+use embedserve::observe::progress::LoadProgress;
 use embedserve::runner::Health;
 
 use crate::support::device::{MODEL, TestDevice, limits, soon, until};
 use crate::support::evil::{BLOCK, expected};
+use crate::support::served::{batches, requests, shared, spec};
+use crate::support::tiny_model::TinyModel;
 
 /// A device that is busy until released.
 async fn busy(limits: QueueLimits) -> (TestDevice, embedserve::batch::Tickets) {
@@ -69,6 +74,26 @@ async fn what_can_never_fit_is_refused_for_good() {
     assert_eq!(device.submit(&[&[1; 17]]).unwrap_err(), SubmitError::NeverFits { tokens: 17, limit: 16 });
     assert_eq!(device.submit(&[[1; 15].as_slice(); 3]).unwrap_err(), SubmitError::NeverFits { tokens: 45, limit: 40 });
     assert_eq!(device.run(&[&[1; 16]]).await.len(), 1, "a row of exactly the budget is computed");
+}
+
+// a longest text that no batch could hold is no matter for the first client that sends it.
+#[test]
+fn a_batch_below_the_longest_text_is_refused_at_start() {
+    let folder = TinyModel::default().write();
+    let load = |tokens: usize| {
+        let batch = BatchConfig { max_batch_tokens: Some(tokens), ..batches() };
+        let loaded = load::load(
+            &spec(folder.path()),
+            folder.path(),
+            None,
+            (&requests(), &batch),
+            (shared(), &LoadProgress::default()),
+        );
+        loaded.map(|_| ()).map_err(|error| error.to_string())
+    };
+    let error = load(63).unwrap_err();
+    assert!(error.contains("64") && error.contains("63"), "{error}");
+    assert_eq!(load(64), Ok(()));
 }
 
 // the batches really keep the budget.

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use crate::support::device::{TestDevice, bounds, limits, soon, until};
 use crate::support::evil::BLOCK;
 use crate::support::gate::Gate;
-use crate::support::golden::{Golden, Item, folder};
+use crate::support::golden::{Golden, folder};
 use crate::support::random::Random;
 use crate::support::running::Process;
 use crate::support::tiny_model::TinyModel;
@@ -63,13 +63,6 @@ fn loads(process: &Process, model: &str) -> u64 {
     process.count("embedserve_model_loads_total", &format!("model=\"{model}\",outcome=\"ok\""))
 }
 
-fn distance(found: &[f32], item: &Item) -> f32 {
-    let expected = item.vector();
-    assert_eq!(found.len(), expected.len());
-    let scale = expected.iter().fold(1.0_f32, |scale, x| scale.max(x.abs()));
-    found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / scale
-}
-
 // One process, three architectures, chosen by the `model` field under the names that clients know.
 #[tokio::test]
 async fn three_families_are_served_under_their_own_names() {
@@ -96,14 +89,14 @@ async fn three_families_are_served_under_their_own_names() {
             for name in [id, short] {
                 let answer = process.embed(name, &item.text()).await;
                 assert_eq!(answer.json()["model"], name);
-                assert!(distance(&answer.vectors()[0], item) <= golden.tolerance, "{name}: {:?}", item.text());
+                assert!(item.gap(&answer.vectors()[0]).judged() <= golden.tolerance, "{name}: {:?}", item.text());
             }
         }
     }
     process.stop().await;
 }
 
-// The proof that the issue asks for: more busy models than places, every answer there and right.
+// M-07: the proof that the issue asks for: more busy models than places, every answer there and right.
 #[tokio::test(flavor = "multi_thread")]
 async fn five_models_in_two_places_answer_everything_under_mixed_load() {
     let models =
@@ -127,7 +120,7 @@ async fn five_models_in_two_places_answer_everything_under_mixed_load() {
                         continue;
                     }
                     let answer = client.embed(models[model], &text).await;
-                    let error = distance(&answer.vectors()[0], item);
+                    let error = item.gap(&answer.vectors()[0]).judged();
                     assert!(error <= golden.tolerance, "{}: {text:?} differs by {error:e}", models[model]);
                 }
             })

@@ -198,7 +198,18 @@ fn every_channel_is_bounded() {
     check("unbounded channels", sources().iter().map(|source| source.lines_with(&words)));
 }
 
-// Invariant 11
+// what has a deadline counts on a clock that nobody sets.
+#[test]
+fn the_wall_clock_is_for_names_and_logs_alone() {
+    let outside = |source: &Source| source.path != "observe/metrics.rs";
+    let words = ["SystemTime", "UNIX_EPOCH", "chrono::", "time::OffsetDateTime"];
+    check("wall clocks", sources().iter().filter(|s| outside(s)).map(|s| s.lines_with(&words)));
+    let date = |source: &Source| ["http/reply.rs", "observe/metrics/model.rs"].contains(&source.path.as_str());
+    let others = sources().into_iter().filter(|source| outside(source) && !date(source));
+    check("dates elsewhere", others.map(|source| source.lines_with(&["unix_time"])));
+}
+
+// S-06: Invariant 11
 #[test]
 fn unsafe_code_lives_in_kernels_and_weights_only() {
     let outside = |source: &Source| source.module() != "kernel" && source.path != "weights.rs";

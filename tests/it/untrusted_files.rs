@@ -107,7 +107,7 @@ fn links_twins_and_broken_archives_in_a_wheel_are_refused() {
     }
 }
 
-// D-01's cousin: a header that lies about what unpacking gives.
+// D-07: a header that lies about what unpacking gives.
 #[test]
 fn a_member_with_a_wrong_size_or_checksum_is_refused() {
     let files = repository();

@@ -1,7 +1,9 @@
 //! Model folders under suspicion: weights, configurations and tokenizers that lie. Each is one spoiled detail of a
 //! good tiny model, and each must be an error that names what is wrong, not a crash and not a wrong vector.
 
+use std::io::Write as _;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -63,6 +65,50 @@ fn damaged_weight_files_are_refused() {
         let error = error_after(|folder| weights(folder, change));
         assert!(error.contains("safetensors"), "{what}: {error}");
     }
+}
+
+// U-01, U-02, U-03: files that are all size. They are sparse here, and would fill the memory of whoever reads them whole.
+#[test]
+fn files_beyond_their_limits_are_refused_unread() {
+    let grow = |name: &'static str, size: u64| {
+        move |folder: &Path| {
+            let file = std::fs::File::options().write(true).open(folder.join(name)).unwrap();
+            file.set_len(size).unwrap();
+        }
+    };
+    for (name, size, expected) in [
+        ("config.json", 50 << 20, "52428800 bytes are too many for a configuration file"),
+        ("modules.json", 50 << 20, "52428800 bytes are too many for a configuration file"),
+        ("tokenizer.json", 1 << 30, "has 1073741824 bytes, the limit is 67108864"),
+    ] {
+        let start = Instant::now();
+        let error = error_after(grow(name, size));
+        assert!(error.contains(expected) && error.contains(name), "{name}: {error}");
+        assert!(start.elapsed() < Duration::from_secs(2), "{name} took {:?}", start.elapsed());
+    }
+    let header = error_after(|folder| {
+        grow("model.safetensors", 200 << 20)(folder);
+        let path = folder.join("model.safetensors");
+        let mut file = std::fs::File::options().write(true).open(path).unwrap();
+        file.write_all(&(99_u64 << 20).to_le_bytes()).unwrap();
+    });
+    assert!(header.contains("its header is larger than 16 MiB"), "{header}");
+}
+
+// U-01
+#[test]
+fn a_hundred_thousand_tensors_are_refused_quickly() {
+    let tensor = |index: usize| format!("\"t{index}\":{{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[0,0]}}");
+    let tensors = (0..100_000).map(tensor).collect::<Vec<_>>().join(",");
+    let start = Instant::now();
+    let error = error_after(|folder| {
+        weights(folder, |bytes| {
+            let header = format!("{{{tensors}}}");
+            *bytes = [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat();
+        });
+    });
+    assert!(error.len() < 1000 && error.contains("is missing"), "{:.1000}", error);
+    assert!(start.elapsed() < Duration::from_secs(5), "took {:?}", start.elapsed());
 }
 
 // U-01
@@ -155,12 +201,15 @@ fn a_maximum_length_that_cannot_be_is_refused_or_clamped() {
 
 // N-01
 #[test]
-fn weights_with_nan_never_become_ready() {
-    let error = error_after(|folder| {
-        weights(folder, |bytes| {
-            let end = bytes.len();
-            bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+fn weights_without_finite_vectors_never_become_ready() {
+    // The largest number is one itself; the sums that it takes part in are none.
+    for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX] {
+        let error = error_after(|folder| {
+            weights(folder, |bytes| {
+                let end = bytes.len();
+                bytes[end - 256..].copy_from_slice(&value.to_le_bytes().repeat(64));
+            });
         });
-    });
-    assert!(error.contains("non-finite"), "{error}");
+        assert!(error.contains("non-finite"), "{value}: {error}");
+    }
 }

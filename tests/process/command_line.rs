@@ -62,6 +62,7 @@ fn print_config_masks_secrets_and_exits() {
     }
 }
 
+// L-07
 #[test]
 fn help_teaches() {
     let finished = run(&mut embedserve(&["--help"]));
@@ -150,6 +151,7 @@ fn models_show_tells_what_would_be_served() {
     assert_eq!(run(&mut embedserve(&["models", "show", "bge-enormous"])).code, Some(64));
 }
 
+// L-08
 #[test]
 fn models_verify_compares_with_a_second_implementation() {
     let folder = TinyModel::default().write();
@@ -170,6 +172,7 @@ fn health_tells_by_its_exit_code() {
     assert_eq!(run(&mut embedserve(&["health", "--port", &port])).code, Some(1));
 }
 
+// L-07
 #[test]
 fn every_flag_can_come_from_the_environment() {
     let folder = TinyModel::default().write();

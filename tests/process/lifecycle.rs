@@ -225,14 +225,9 @@ fn an_idle_server_uses_no_processor() {
     let folder = TinyModel::default().write();
     let server = Server::start(folder.path(), &["--canary-interval", "100ms"]);
     server.wait_until_ready();
-    let ticks = || {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", server.pid())).unwrap();
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
-    };
-    let (start, before) = (Instant::now(), ticks());
+    let (start, before) = (Instant::now(), server.cpu_ticks());
     wait_for("two quiet seconds", || (start.elapsed() > Duration::from_secs(2)).then_some(()));
-    let used = ticks() - before;
+    let used = server.cpu_ticks() - before;
     assert!(server.metric("embedserve_canary_total") > 5.0);
     // Two hundred ticks have passed.
     assert!(used <= 10, "an idle server used {used} ticks in two seconds");

@@ -7,6 +7,7 @@
 )]
 #![expect(unreachable_pub, reason = "support modules are public to their siblings")]
 
+mod binary;
 mod bundles;
 mod command_line;
 mod downloads;
@@ -14,10 +15,12 @@ mod dtype;
 mod keys;
 mod lifecycle;
 mod memory;
+mod operation;
 mod secrets;
 mod server;
 mod several_models;
 mod verify;
+mod wire;
 
 /// The in-process tests' fakes, as far as they need no model.
 #[path = "../it/support"]

@@ -39,6 +39,7 @@ fn spec(config: &Value) -> Result<EncoderSpec, ArchError> {
     (family.spec)(config)
 }
 
+// N-08
 #[test]
 fn every_unimplemented_option_is_refused_by_name_and_value() {
     let cases = [
@@ -96,6 +97,7 @@ fn a_missing_field_is_named() {
     }
 }
 
+// U-08
 #[test]
 fn positions_and_limits_follow_the_family() {
     let limit = |model_type: &str| spec(&plain(model_type)).unwrap().max_tokens;

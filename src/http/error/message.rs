@@ -19,6 +19,9 @@ impl ApiError {
             Self::ModelNotAllowed { model } => {
                 format!("This API key does not have access to model `{}`.", echo(model))
             }
+            Self::PageNotAllowed { path } => {
+                format!("This API key is limited to some models and does not have access to {path}.")
+            }
             Self::HostNotAllowed { host } => format!("Host '{}' is not allowed.", echo(host)),
             Self::UnknownModel { model } => format!(
                 "The model `{}` does not exist or you do not have access to it. GET /v1/models lists the models \

@@ -67,6 +67,14 @@ async fn rows_of_the_table() {
             "This API key does not have access to model `m`.",
         ),
         (
+            ApiError::PageNotAllowed { path: "/metrics" },
+            403,
+            INVALID,
+            None,
+            None,
+            "This API key is limited to some models and does not have access to /metrics.",
+        ),
+        (
             limited(LimitKind::Requests),
             429,
             "requests",

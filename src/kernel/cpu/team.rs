@@ -113,6 +113,7 @@ mod tests {
                         counter.fetch_add(1, Ordering::Relaxed);
                         if round % 50 == index * 7 {
                             // Long enough for the others to fall asleep.
+                            #[expect(clippy::disallowed_methods, reason = "being late is what is tested")]
                             std::thread::sleep(std::time::Duration::from_millis(2));
                         }
                         team.wait();

@@ -2,6 +2,7 @@
 //! can count forward passes.
 
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 use candle_core::{Device, Tensor};
 use embedserve::arch::packed::PackedBatch;
@@ -51,6 +52,8 @@ pub enum Fault {
     Crowd,
     Error,
     Hang,
+    /// Every pass takes this long at least.
+    Slow(Duration),
     /// More tokens than this do not fit.
     Small(usize),
 }
@@ -113,6 +116,9 @@ impl Encoder for EvilEncoder {
             let released = self.0.0.released.lock().unwrap();
             drop(self.0.0.release.wait_while(released, |released| !*released).unwrap());
         }
+        if let Fault::Slow(pause) = fault {
+            std::thread::sleep(pause);
+        }
         assert!(!has(PANIC), "evil row");
         if has(DIE) {
             std::panic::panic_any(Bomb);
@@ -130,7 +136,7 @@ impl Encoder for EvilEncoder {
             Fault::Drift => f32::EPSILON,
             Fault::Crowd if batch.n_rows() > 1 => 1.0,
             Fault::Flicker => self.0.batches().len() as f32,
-            Fault::None | Fault::Crowd | Fault::Error | Fault::Hang | Fault::Small(_) => 0.0,
+            Fault::None | Fault::Crowd | Fault::Error | Fault::Hang | Fault::Slow(_) | Fault::Small(_) => 0.0,
         };
         let value = |(id, column): (u32, usize)| if id == NAN { f32::NAN } else { state(id, column) + drift };
         let states = batch.ids().iter().flat_map(|&id| (0..HIDDEN).map(move |column| value((id, column)))).collect();

@@ -17,7 +17,7 @@ use super::served::embed_raw;
 pub struct Golden {
     pub max_tokens: usize,
     pub dimensions: usize,
-    /// Largest accepted difference of one value, per unit of the row's largest magnitude (at least 1).
+    /// Largest accepted [`Gap::judged`].
     pub tolerance: f32,
     pub items: Vec<Item>,
 }
@@ -51,15 +51,70 @@ pub struct Options {
     pub dimensions: Option<i64>,
 }
 
+/// How far one row is from its golden.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Gap {
+    /// Largest absolute difference of one value.
+    pub absolute: f32,
+    /// Largest absolute value of the golden.
+    pub magnitude: f32,
+}
+
+impl Gap {
+    /// What the bar is about: the absolute difference itself as long as no value of the row exceeds 1, in units of the
+    /// row's largest magnitude beyond. An f32 is known to 1.2e-7 of itself, and the oracle is made of them too: at a
+    /// magnitude of 100, a difference of 1e-5 is one step of the last bit.
+    pub fn judged(self) -> f32 {
+        self.absolute / self.magnitude.max(1.0)
+    }
+}
+
 /// How far a model's vectors are from their goldens.
 #[derive(Debug, Clone)]
 pub struct Distance {
-    pub max_error: f32,
+    /// The row with the largest absolute difference.
+    pub widest: Gap,
+    /// Largest [`Gap::absolute`] of the rows that the bar takes as it is: magnitude 1 at most. `None` = there are no such.
+    pub max_within_one: Option<f32>,
+    /// Largest [`Gap::judged`].
+    pub max_judged: f32,
     pub min_cosine: f64,
     /// Largest difference between a row alone and in company; not a bit is allowed.
     pub alone_to_batch: f32,
     /// What is wrong, in words; empty = all is well.
     pub faults: Vec<String>,
+}
+
+impl Default for Distance {
+    fn default() -> Self {
+        let (widest, faults) = (Gap::default(), Vec::new());
+        Self { widest, max_within_one: None, max_judged: 0.0, min_cosine: 1.0, alone_to_batch: 0.0, faults }
+    }
+}
+
+impl Distance {
+    fn add(&mut self, gap: Gap, cosine: f64) {
+        if gap.absolute > self.widest.absolute {
+            self.widest = gap;
+        }
+        if gap.magnitude <= 1.0 {
+            self.max_within_one = larger(self.max_within_one, Some(gap.absolute));
+        }
+        self.max_judged = self.max_judged.max(gap.judged());
+        self.min_cosine = self.min_cosine.min(cosine);
+    }
+
+    /// The worse of both in every respect.
+    pub fn merge(&mut self, other: &Self) {
+        self.add(other.widest, other.min_cosine);
+        self.max_within_one = larger(self.max_within_one, other.max_within_one);
+        self.max_judged = self.max_judged.max(other.max_judged);
+        self.alone_to_batch = self.alone_to_batch.max(other.alone_to_batch);
+    }
+}
+
+fn larger(a: Option<f32>, b: Option<f32>) -> Option<f32> {
+    a.into_iter().chain(b).reduce(f32::max)
 }
 
 pub fn folder() -> PathBuf {
@@ -80,7 +135,7 @@ impl Golden {
     /// Embeds every text alone and holds vectors, token counts and truncation against the goldens; then all of them
     /// again in `rounds` of shuffled batches, which must give the same bits.
     pub async fn check(&self, served: &Served, rounds: u64) -> Distance {
-        let mut distance = Distance { max_error: 0.0, min_cosine: 1.0, alone_to_batch: 0.0, faults: Vec::new() };
+        let mut distance = Distance::default();
         let (found, expected) =
             ((served.limits.max_tokens, served.limits.dimensions), (self.max_tokens, self.dimensions));
         if found != expected {
@@ -154,14 +209,11 @@ impl Golden {
             distance.faults.push(format!("{text}: {} values, expected {}", found.len(), expected.len()));
             return;
         }
-        let scale = expected.iter().fold(1.0_f32, |scale, x| scale.max(x.abs()));
-        let error = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / scale;
-        let cosine = cosine(found, &expected);
-        if error > self.tolerance || cosine < 0.999_999 {
-            distance.faults.push(format!("{text}: differs by {error:e}, cosine {cosine}"));
+        let (gap, cosine) = (item.gap(found), cosine(found, &expected));
+        if gap.judged() > self.tolerance || cosine < 0.999_999 {
+            distance.faults.push(format!("{text}: differs by {gap:?}, judged as {:e}, cosine {cosine}", gap.judged()));
         }
-        distance.max_error = distance.max_error.max(error);
-        distance.min_cosine = distance.min_cosine.min(cosine);
+        distance.add(gap, cosine);
     }
 }
 
@@ -196,6 +248,15 @@ impl Item {
     pub fn vector(&self) -> Vec<f32> {
         let bytes = STANDARD.decode(&self.vector).unwrap();
         bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+    }
+
+    pub fn gap(&self, found: &[f32]) -> Gap {
+        let expected = self.vector();
+        assert_eq!(found.len(), expected.len());
+        Gap {
+            absolute: found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max),
+            magnitude: expected.iter().fold(0.0, |largest, x| largest.max(x.abs())),
+        }
     }
 
     /// Enough of the item to find it.

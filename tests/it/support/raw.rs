@@ -48,6 +48,11 @@ impl RawClient {
         self.stream.write_all(bytes.as_ref()).is_ok()
     }
 
+    /// The same connection for a second thread, which sends while the first one reads.
+    pub fn sender(&self) -> Self {
+        Self { stream: self.stream.try_clone().unwrap(), pending: Vec::new() }
+    }
+
     /// Says that nothing more will be sent.
     pub fn half_close(&self) {
         // The server may have closed already.

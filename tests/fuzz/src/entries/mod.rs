@@ -7,6 +7,7 @@
 mod bundle;
 mod http_stream;
 mod ids;
+mod keys_toml;
 mod message;
 mod model_folder;
 mod models_toml;
@@ -30,10 +31,11 @@ pub struct Entry {
     pub check: fn(&[u8]) -> Verdict,
 }
 
-pub const ENTRIES: [Entry; 12] = [
+pub const ENTRIES: [Entry; 13] = [
     Entry { name: "bundle", check: bundle::check },
     Entry { name: "http_stream", check: http_stream::check },
     Entry { name: "ids", check: ids::check },
+    Entry { name: "keys_toml", check: keys_toml::check },
     Entry { name: "model_folder", check: model_folder::check },
     Entry { name: "models_toml", check: models_toml::check },
     Entry { name: "planner", check: planner::check },
