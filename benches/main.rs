@@ -1,4 +1,5 @@
-//! Compute benches: `cargo bench --bench compute -- kernels` or `-- forward`; without a name, both.
+//! Benches of the engine and of the server around it: `cargo bench --bench compute -- NAME...`, one or more of
+//! `kernels`, `forward`, `tokenise`, `planner`, `reply`, `request`; without a name, all of them.
 #![expect(clippy::expect_used, clippy::unwrap_used, reason = "a bench fails by panicking")]
 #![expect(clippy::print_stdout, reason = "figures are this program's output")]
 #![expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "seeded data, not measurements")]
@@ -8,7 +9,11 @@
 
 mod forward;
 mod kernels;
+mod planner;
+mod reply;
+mod request;
 mod support;
+mod tokenise;
 
 fn main() {
     // Cargo adds `--bench`.
@@ -19,5 +24,17 @@ fn main() {
     }
     if wanted("forward") {
         forward::run();
+    }
+    if wanted("tokenise") {
+        tokenise::run();
+    }
+    if wanted("planner") {
+        planner::run();
+    }
+    if wanted("reply") {
+        reply::run();
+    }
+    if wanted("request") {
+        request::run();
     }
 }

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 #[path = "../../tests/it/support/random.rs"]
 mod random;
+pub mod texts;
 
 pub use random::Random;
 
@@ -38,6 +39,11 @@ pub fn uniform(n: usize, length: usize) -> Vec<Vec<u32>> {
 fn row(random: &mut Random, length: usize) -> Vec<u32> {
     let words = (2..length).map(|_| 2000 + random.below(20_000) as u32);
     std::iter::once(101).chain(words).chain(std::iter::once(102)).collect()
+}
+
+/// Rounds that count, unless `EMBEDSERVE_BENCH_ROUNDS` says otherwise.
+pub fn rounds() -> usize {
+    std::env::var("EMBEDSERVE_BENCH_ROUNDS").map_or(9, |rounds| rounds.parse().expect("a number of rounds"))
 }
 
 /// Times each contender once per round, in turn, after a round that does not count; all times, per contender.
