@@ -4,7 +4,8 @@
 //!
 //! `router` calls the router in process, over and over: the work of one request. `socket` is one client on one
 //! connection, each request sent when the answer to the last is there: the latency that is added, thread hand-overs and
-//! the kernel's part included. The load generator of `embedserve bench` measures the server with its model.
+//! the kernel's part included. `EMBEDSERVE_BENCH_REQUEST=1x16` and `EMBEDSERVE_BENCH_WAY=router` choose one of each, for
+//! a profiler. The load generator of `embedserve bench` measures the server with its model.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -64,14 +65,24 @@ pub fn run() {
         let (router, http, metrics) = serving;
         server::serve(listener, router, &http, metrics, signals).await
     });
-    for (name, n, words) in [("1x16", 1, 14), ("1x128", 1, 115), ("32x128", 32, 115)] {
+    let skipped = |variable: &str, name: &str| std::env::var(variable).is_ok_and(|wanted| wanted != name);
+    for (name, n, words) in [("1x16", 1, 11), ("1x128", 1, 97), ("32x128", 32, 97)] {
+        if skipped("EMBEDSERVE_BENCH_REQUEST", name) {
+            continue;
+        }
         for encoding in ["float", "base64"] {
-            let body = json!({"input": english(n, words), "encoding_format": encoding}).to_string();
-            let router = || through_router(&runtime, &router, &body);
-            print("router", (name, encoding, n), &times(router));
+            let model = config.names.models()[config.names.default_index()].id.as_str();
+            let body = json!({"model": model, "input": english(n, words), "encoding_format": encoding}).to_string();
+            if !skipped("EMBEDSERVE_BENCH_WAY", "router") {
+                print("router", (name, encoding, n), &times(|| through_router(&runtime, &router, &body)));
+            }
+            if skipped("EMBEDSERVE_BENCH_WAY", "socket") {
+                continue;
+            }
             let mut socket = TcpStream::connect(address).expect("a connection");
             socket.set_nodelay(true).expect("an option");
-            let head = format!("POST /v1/embeddings HTTP/1.1\r\nhost: {address}\r\ncontent-length: {}\r\n\r\n", body.len());
+            let length = body.len();
+            let head = format!("POST /v1/embeddings HTTP/1.1\r\nhost: {address}\r\ncontent-length: {length}\r\n\r\n");
             let request = [head.as_bytes(), body.as_bytes()].concat();
             print("socket", (name, encoding, n), &times(|| through_socket(&mut socket, &request)));
         }
@@ -107,7 +118,7 @@ fn through_router(runtime: &tokio::runtime::Runtime, router: &axum::Router, body
 
 fn through_socket(socket: &mut TcpStream, request: &[u8]) {
     socket.write_all(request).expect("the request is sent");
-    let (mut answer, mut chunk) = (Vec::new(), [0; 64 * 1024]);
+    let (mut answer, mut chunk) = (Vec::new(), vec![0; 64 * 1024]);
     loop {
         let n = socket.read(&mut chunk).expect("an answer");
         assert!(n > 0, "the server hung up");
@@ -148,7 +159,7 @@ fn engine(config: &Config) -> Arc<Engine> {
     let workers = Workers::new(config.batch.threads, &metrics).expect("workers");
     let threads = Arc::new(Threads::new(config.batch.threads).expect("threads"));
     let head = Head { pooling: vec![PoolingMode::Cls], steps: Vec::new() };
-    let mut computation = Computation { encoder: Box::new(Instantly), head, threads };
+    let mut computation = Computation { encoder: Box::new(Instantly::new()), head, threads };
     let canary = warmup::self_test(&mut computation, &[1, 2], Dimensions::unlimited()).expect("a canary");
     let batch = Budget { rows: usize::MAX, tokens: 2048 };
     let bounds = QueueLimits {
@@ -170,14 +181,19 @@ fn engine(config: &Config) -> Arc<Engine> {
     engine
 }
 
-/// An encoder that takes no time: its states are written with the batch's shape, and all alike.
-struct Instantly;
+/// An encoder that takes as little time as there can be: its states are copies of one row.
+struct Instantly(Tensor);
+
+impl Instantly {
+    fn new() -> Self {
+        let values: Vec<f32> = (0..DIMENSIONS).map(|index| (index as f32).sin() / 14.0).collect();
+        Self(Tensor::from_vec(values, (1, DIMENSIONS), &CandleDevice::Cpu).expect("a row"))
+    }
+}
 
 impl Encoder for Instantly {
     fn forward(&mut self, batch: &PackedBatch) -> Result<Tensor, EncoderError> {
-        let values: Vec<f32> = (0..DIMENSIONS).map(|index| (index as f32).sin() / 14.0).collect();
-        let row = Tensor::from_vec(values, (1, DIMENSIONS), &CandleDevice::Cpu)?;
-        Ok(row.broadcast_as((batch.n_tokens(), DIMENSIONS))?.contiguous()?)
+        Ok(self.0.broadcast_as((batch.n_tokens(), DIMENSIONS))?.contiguous()?)
     }
 
     fn hidden_size(&self) -> usize {
