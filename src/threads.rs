@@ -8,7 +8,8 @@
 //! round-robin over the models that have work: a flooded model goes to the back of the line after each of its batches,
 //! and any other waits for one batch of each at most.
 
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use rayon::ThreadPool;
 use thiserror::Error;
@@ -20,6 +21,7 @@ pub struct Threads {
     size: usize,
     turns: Mutex<Turns>,
     next: Condvar,
+    computing: Arc<AtomicBool>,
 }
 
 /// A ticket counter: turns are taken in the order in which they were asked for.
@@ -54,11 +56,16 @@ impl Threads {
             .thread_name(|index| format!("compute-{index}"))
             .build()
             .map_err(|error| ThreadsError { n_threads, reason: error.to_string() })?;
-        Ok(Self { pool, size: n_threads, turns: Mutex::default(), next: Condvar::new() })
+        Ok(Self { pool, size: n_threads, turns: Mutex::default(), next: Condvar::new(), computing: Arc::default() })
     }
 
     pub const fn count(&self) -> usize {
         self.size
+    }
+
+    /// Whether a batch computes; for those who would otherwise take its cores.
+    pub const fn computing(&self) -> &Arc<AtomicBool> {
+        &self.computing
     }
 
     /// Runs work inside the pool beside whatever else runs there: loading a model must not stop the others.
@@ -74,6 +81,7 @@ impl Threads {
         while turns.now_serving != ticket {
             turns = self.next.wait(turns).unwrap_or_else(PoisonError::into_inner);
         }
+        self.computing.store(true, Ordering::Relaxed);
         Turn(self)
     }
 
@@ -91,8 +99,14 @@ pub struct Turn<'a>(&'a Threads);
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.0.turns.lock().unwrap_or_else(PoisonError::into_inner).now_serving += 1;
-        self.0.next.notify_all();
+        self.0.computing.store(false, Ordering::Relaxed);
+        let mut turns = self.0.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.now_serving += 1;
+        let waited_for = turns.now_serving < turns.next_ticket;
+        drop(turns);
+        if waited_for {
+            self.0.next.notify_all();
+        }
     }
 }
 

@@ -148,7 +148,7 @@ pub fn start(config: Config, listener: TcpListener) -> anyhow::Result<Running> {
     metrics.build("cpu", config.batch.isa.name());
     metrics.threads("compute", threads.count());
     metrics.threads("tokenize", config.batch.threads);
-    let workers = Workers::new(config.batch.threads, &metrics)?;
+    let workers = Workers::beside(config.batch.threads, Arc::clone(threads.computing()), &metrics)?;
     let shared = Shared {
         threads,
         workers,

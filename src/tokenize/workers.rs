@@ -1,24 +1,34 @@
-//! A bounded pool of tokenising threads, shared by every model. Tokenising is CPU work and never runs on an
-//! asynchronous thread; a panic inside one task costs the request that brought it and nothing else.
+//! A bounded pool of tokenising threads, shared by every model. A panic inside one task costs the request that brought it
+//! and nothing else.
+//!
+//! The pool has as many threads as there are cores, and so has the compute pool. While nothing is computed all of them
+//! may run: whoever sends 2,048 texts waits for their ids, and nobody else wants the cores. While a forward pass is under
+//! way a quarter of them may, at least one: tokenising costs a few per cent of what computing costs, so that many keep
+//! up with it, and a batch ends with its slowest core, so a core taken from it for a moment makes all of them wait. What
+//! takes less time than waking a thread up is done where it arises ([`Workers::run_here`]).
 
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use thiserror::Error;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::observe::metrics::{Metrics, PanicThread};
 
 /// Tasks waiting for a thread. A task is at most a few dozen texts, so the queue holds little; when it is full,
 /// requests wait here, under their own deadline.
 const WAITING_TASKS: usize = 256;
+/// One thread in so many tokenises while a forward pass is under way.
+const SHARE: usize = 4;
 
 type Task = Box<dyn FnOnce() + Send>;
 
 /// The pool. Its threads end when the last clone is dropped.
 #[derive(Debug, Clone)]
 pub struct Workers {
-    tasks: mpsc::Sender<Task>,
+    pool: Arc<Pool>,
 }
 
 /// A task gave no result.
@@ -26,28 +36,63 @@ pub struct Workers {
 #[error("a tokenising task panicked or its thread ended")]
 pub struct WorkerFailed;
 
+/// What is held by those who bring tasks; dropping it ends the threads.
+#[derive(Debug)]
+struct Pool(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    arrived: Condvar,
+    /// A permit for every task that may wait.
+    room: Arc<Semaphore>,
+    n_threads: usize,
+    /// A forward pass is under way.
+    computing: Arc<AtomicBool>,
+    metrics: Arc<Metrics>,
+}
+
+#[derive(Default)]
+struct State {
+    tasks: VecDeque<(Task, OwnedSemaphorePermit)>,
+    running: usize,
+    closed: bool,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State").field("running", &self.running).field("closed", &self.closed).finish_non_exhaustive()
+    }
+}
+
 impl Workers {
-    /// Starts `n_threads` threads named `tokenize-N`.
+    /// Starts `n_threads` threads named `tokenize-N`, which have the machine for themselves.
     ///
     /// # Errors
     /// The operating system refused a thread.
     pub fn new(n_threads: usize, metrics: &Arc<Metrics>) -> std::io::Result<Self> {
-        let (tasks, receiver) = mpsc::channel::<Task>(WAITING_TASKS);
-        let receiver = Arc::new(Mutex::new(receiver));
-        for index in 0..n_threads.max(1) {
-            let (receiver, metrics) = (Arc::clone(&receiver), Arc::clone(metrics));
-            let run = move || {
-                // One idle thread waits in the channel, the others wait for the lock.
-                while let Some(task) = { receiver.lock().unwrap_or_else(PoisonError::into_inner).blocking_recv() } {
-                    if catch_unwind(AssertUnwindSafe(task)).is_err() {
-                        metrics.panicked(PanicThread::Tokenizer);
-                        tracing::error!("a tokenising task panicked; its request failed");
-                    }
-                }
-            };
-            std::thread::Builder::new().name(format!("tokenize-{index}")).spawn(run)?;
+        Self::beside(n_threads, Arc::default(), metrics)
+    }
+
+    /// As [`Self::new`], beside a compute pool that says when a forward pass is under way.
+    ///
+    /// # Errors
+    /// The operating system refused a thread.
+    pub fn beside(n_threads: usize, computing: Arc<AtomicBool>, metrics: &Arc<Metrics>) -> std::io::Result<Self> {
+        let n_threads = n_threads.max(1);
+        let pool = Pool(Arc::new(Shared {
+            state: Mutex::default(),
+            arrived: Condvar::new(),
+            room: Arc::new(Semaphore::new(WAITING_TASKS)),
+            n_threads,
+            computing,
+            metrics: Arc::clone(metrics),
+        }));
+        for index in 0..n_threads {
+            let shared = Arc::clone(&pool.0);
+            std::thread::Builder::new().name(format!("tokenize-{index}")).spawn(move || shared.work())?;
         }
-        Ok(Self { tasks })
+        Ok(Self { pool: Arc::new(pool) })
     }
 
     /// Runs `work` on a worker. A task whose caller has gone is skipped.
@@ -55,6 +100,8 @@ impl Workers {
     /// # Errors
     /// The task panicked.
     pub async fn run<R: Send + 'static>(&self, work: impl FnOnce() -> R + Send + 'static) -> Result<R, WorkerFailed> {
+        let shared = &self.pool.0;
+        let permit = Arc::clone(&shared.room).acquire_owned().await.map_err(|_| WorkerFailed)?;
         let (answer, answered) = oneshot::channel();
         let task: Task = Box::new(move || {
             if !answer.is_closed() {
@@ -62,13 +109,94 @@ impl Workers {
                 let _ = answer.send(work());
             }
         });
-        self.tasks.send(task).await.map_err(|_| WorkerFailed)?;
+        shared.add(task, permit);
         answered.await.map_err(|_| WorkerFailed)
+    }
+
+    /// Runs `work` on this thread: for what is done sooner than a worker is awake.
+    ///
+    /// # Errors
+    /// It panicked.
+    pub fn run_here<R>(&self, work: impl FnOnce() -> R) -> Result<R, WorkerFailed> {
+        self.pool.0.guard(work)
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.closed = true;
+        // Whoever brought them has gone.
+        let tasks = std::mem::take(&mut state.tasks);
+        drop(state);
+        drop(tasks);
+        self.0.arrived.notify_all();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No code that can panic runs under this lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Threads that may tokenise now.
+    fn allowed(&self) -> usize {
+        if self.computing.load(Ordering::Relaxed) { self.n_threads.div_ceil(SHARE) } else { self.n_threads }
+    }
+
+    fn add(&self, task: Task, permit: OwnedSemaphorePermit) {
+        let mut state = self.lock();
+        state.tasks.push_back((task, permit));
+        // Otherwise one that is running takes it next: there is at least one.
+        let wake = state.running < self.allowed();
+        drop(state);
+        if wake {
+            self.arrived.notify_one();
+        }
+    }
+
+    /// A worker's life.
+    fn work(&self) {
+        let mut state = self.lock();
+        loop {
+            if state.running < self.allowed()
+                && let Some((task, permit)) = state.tasks.pop_front()
+            {
+                state.running += 1;
+                let more = !state.tasks.is_empty() && state.running < self.allowed();
+                drop(state);
+                drop(permit);
+                if more {
+                    self.arrived.notify_one();
+                }
+                // The task's caller learns of a panic because its answer is dropped.
+                let _ = self.guard(task);
+                state = self.lock();
+                state.running -= 1;
+            } else if state.closed {
+                return;
+            } else {
+                state = self.arrived.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+
+    fn guard<R>(&self, work: impl FnOnce() -> R) -> Result<R, WorkerFailed> {
+        catch_unwind(AssertUnwindSafe(work)).map_err(|_| {
+            self.metrics.panicked(PanicThread::Tokenizer);
+            tracing::error!("a tokenising task panicked; its request failed");
+            WorkerFailed
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use futures_util::future::join_all;
+
     use super::*;
 
     // V-10: a panicking task fails alone, and the pool keeps its size.
@@ -78,5 +206,41 @@ mod tests {
         let workers = Workers::new(1, &metrics).unwrap();
         assert_eq!(workers.run(|| panic!("crafted text")).await, Err::<(), _>(WorkerFailed));
         assert_eq!(workers.run(|| 7).await, Ok(7));
+        assert_eq!(workers.run_here(|| panic!("crafted text")), Err::<(), _>(WorkerFailed));
+        assert_eq!(workers.run_here(|| 8), Ok(8));
+        assert!(metrics.encode().contains("embedserve_panics_total{thread=\"tokenizer\"} 2"));
+    }
+
+    // Every task says how many ran beside it; each waits until as many as may do so have come.
+    #[tokio::test]
+    async fn a_forward_pass_leaves_a_quarter_of_the_threads() {
+        let computing = Arc::new(AtomicBool::new(true));
+        let workers = Workers::beside(8, Arc::clone(&computing), &Metrics::new(&[])).unwrap();
+        for (busy, expected) in [(true, 2), (false, 8)] {
+            computing.store(busy, Ordering::Relaxed);
+            let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+            let task = || {
+                let (running, most) = (Arc::clone(&running), Arc::clone(&most));
+                workers.run(move || {
+                    let now = running.fetch_add(1, Ordering::SeqCst) + 1;
+                    most.fetch_max(now, Ordering::SeqCst);
+                    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+                    while most.load(Ordering::SeqCst) < expected && std::time::Instant::now() < deadline {
+                        std::thread::yield_now();
+                    }
+                    running.fetch_sub(1, Ordering::SeqCst);
+                })
+            };
+            let done = join_all((0..64).map(|_| task())).await;
+            assert!(done.iter().all(Result::is_ok));
+            assert_eq!(most.load(Ordering::SeqCst), expected, "while computing: {busy}");
+        }
+    }
+
+    #[tokio::test]
+    async fn more_tasks_than_may_wait_are_all_done() {
+        let workers = Workers::new(2, &Metrics::new(&[])).unwrap();
+        let done = join_all((0..4 * WAITING_TASKS).map(|index| workers.run(move || index))).await;
+        assert!(done.into_iter().enumerate().all(|(index, result)| result == Ok(index)));
     }
 }

@@ -11,6 +11,8 @@ use clap::Parser;
 use embedserve::cli::Cli;
 use embedserve::config::{self, Environment};
 use embedserve::observe::progress::LoadProgress;
+use embedserve::tokenize::load::{ids, load};
+use embedserve::tokenize::word_piece::WordPiece;
 use embedserve::{catalog, source};
 
 use crate::support::golden::Golden;
@@ -48,4 +50,26 @@ async fn real_minilm_equals_sentence_transformers() {
     let distance = golden.check(&served, 1).await;
     eprintln!("real all-MiniLM-L6-v2, {} texts: {distance:?}", golden.items.len());
     assert!(distance.faults.is_empty(), "{distance:?}");
+}
+
+// Our own reading against the library's, on every line of this repository's texts: prose, code, and the scripts that the
+// golden texts are written in.
+#[test]
+fn real_minilm_words_are_read_as_its_library_reads_them() {
+    const VOCABULARY: usize = 30_522;
+    let Some(folder) = model() else { return };
+    let (library, _) = load(&folder.join("tokenizer.json"), VOCABULARY).unwrap();
+    let words = WordPiece::of(&library).expect("a tokenizer of BERT's kind");
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let files = ["README.md", "models.toml", "src/http/wire.rs", "tests/golden/minilm_texts.py", "tests/it/errors.rs"];
+    let mut n_tokens = 0;
+    for file in files {
+        let text = std::fs::read_to_string(root.join(file)).unwrap();
+        for text in text.lines().chain([text.as_str()]) {
+            let ours = words.ids(&library, text).unwrap();
+            assert_eq!(ours, ids(&library, text, false).unwrap(), "{file}: {text}");
+            n_tokens += ours.len();
+        }
+    }
+    assert!(n_tokens > 20_000, "{n_tokens} tokens");
 }
