@@ -105,7 +105,6 @@ impl Job {
         answers.queued = answers.queued.max(waited);
         drop(answers);
         self.shared.metrics.queued(waited);
-        self.shared.changed.notify_one();
     }
 
     /// Answers the row.
@@ -217,24 +216,27 @@ impl Tickets {
     /// [`JoinError::Deadline`] when no row was started within the queue's limit, or not all were answered by
     /// `deadline`; in either case the rows that have not started never will.
     pub async fn join(self, deadline: Instant) -> Result<Answered, JoinError> {
-        let now = Instant::now();
-        let request_deadline = tokio::time::sleep(deadline.saturating_duration_since(now));
-        let queue_deadline = tokio::time::sleep(self.queue_timeout);
-        tokio::pin!(request_deadline, queue_deadline);
+        let begun = tokio::time::Instant::now();
+        let left = deadline.saturating_duration_since(Instant::now());
+        // Whether a row has started is looked at when the queue's limit is reached: to be told would wake the request up
+        // at the moment that its batch needs the core.
+        let mut in_queue = self.queue_timeout < left;
+        let timer = tokio::time::sleep_until(begun + left.min(self.queue_timeout));
+        tokio::pin!(timer);
         loop {
             if let Some(answered) = self.take() {
                 return Ok(answered);
             }
-            let started = self.shared.started.load(Ordering::Acquire) > 0;
             tokio::select! {
                 () = self.shared.changed.notified() => {}
-                () = &mut request_deadline => {
-                    self.expire();
-                    return Err(JoinError::Deadline { stage: if started { "computing" } else { "queued" } });
-                }
-                () = &mut queue_deadline, if !started => {
-                    self.expire();
-                    return Err(JoinError::Deadline { stage: "queued" });
+                () = &mut timer => {
+                    let started = self.shared.started.load(Ordering::Acquire) > 0;
+                    if !(started && in_queue) {
+                        self.expire();
+                        return Err(JoinError::Deadline { stage: if started { "computing" } else { "queued" } });
+                    }
+                    in_queue = false;
+                    timer.as_mut().reset(begun + left);
                 }
             }
         }
