@@ -146,7 +146,12 @@ async fn write(
         truncated: rows.iter().filter(|row| row.cut.is_some()).count(),
     };
     let values: usize = rows.iter().map(|row| row.vector.as_slice().len()).sum();
-    let body = off_thread(values * size_of::<f32>(), move || reply::embeddings(&name, &rows, encoding)).await?;
+    // Digits take several times as long as the bytes they stand for.
+    let per_value = match encoding {
+        Encoding::Float => 4 * size_of::<f32>(),
+        Encoding::Base64 => size_of::<f32>(),
+    };
+    let body = off_thread(values * per_value, move || reply::embeddings(&name, &rows, encoding)).await?;
     account.receipt = Some(receipt);
     account.timings.write = writing.elapsed();
     metrics.wrote(account.timings.write);

@@ -4,6 +4,7 @@
 //! standard error loses log lines and nothing else. Inputs, vectors, keys and tokens are never logged, at any level;
 //! that is the duty of whoever writes an event.
 
+use std::borrow::Cow;
 use std::io::{self, Write};
 
 use tracing_subscriber::EnvFilter;
@@ -88,8 +89,12 @@ impl Write for Lines {
 }
 
 /// One event as one line: every control character but the final newline is spelt out.
-fn escaped(event: &[u8], escape_sequences: bool) -> Vec<u8> {
+fn escaped(event: &[u8], escape_sequences: bool) -> Cow<'_, [u8]> {
     let (text, end) = event.strip_suffix(b"\n").map_or((event, &b""[..]), |text| (text, &b"\n"[..]));
+    // Most events have none, and pass as they are.
+    if !text.iter().any(u8::is_ascii_control) {
+        return Cow::Borrowed(event);
+    }
     let mut line = Vec::with_capacity(event.len());
     for byte in text {
         match byte {
@@ -102,7 +107,7 @@ fn escaped(event: &[u8], escape_sequences: bool) -> Vec<u8> {
         }
     }
     line.extend_from_slice(end);
-    line
+    Cow::Owned(line)
 }
 
 #[cfg(test)]
@@ -111,9 +116,9 @@ mod tests {
 
     #[test]
     fn an_event_stays_on_its_line() {
-        assert_eq!(escaped(b"a\nb\x1b[2Jc\x07\n", false), b"a\\nb\\x1b[2Jc\\x07\n");
-        assert_eq!(escaped(b"\x1b[32mINFO\x1b[0m x\r\n", true), b"\x1b[32mINFO\x1b[0m x\\r\n");
-        assert_eq!(escaped("é\n".as_bytes(), false), "é\n".as_bytes());
+        assert_eq!(escaped(b"a\nb\x1b[2Jc\x07\n", false).as_ref(), b"a\\nb\\x1b[2Jc\\x07\n");
+        assert_eq!(escaped(b"\x1b[32mINFO\x1b[0m x\r\n", true).as_ref(), b"\x1b[32mINFO\x1b[0m x\\r\n");
+        assert_eq!(escaped("é\n".as_bytes(), false).as_ref(), "é\n".as_bytes());
     }
 
     #[test]

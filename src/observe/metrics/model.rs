@@ -26,6 +26,7 @@ pub struct ModelMetrics {
     run: Histogram,
     parse: Histogram,
     write: Histogram,
+    last_success: FloatGauge,
     /// The series that carry the device; replaced when it becomes known.
     device: RwLock<DeviceMetrics>,
 }
@@ -61,7 +62,7 @@ impl ModelMetrics {
             labels([("model", model.to_owned().into()), (name, value.into())])
         };
         let limits = [&table.queue_limit_rows, &table.queue_limit_tokens, &table.batch_limit];
-        for gauges in limits.into_iter().chain([&table.model_last_success]) {
+        for gauges in limits {
             zero(gauges, &own());
         }
         for counters in [&table.isolations_refused, &table.rows_quarantined, &table.model_restarts] {
@@ -102,6 +103,7 @@ impl ModelMetrics {
             run: stage("run"),
             parse: stage("parse"),
             write: stage("write"),
+            last_success: table.model_last_success.get_or_create_owned(&own()),
             device: RwLock::new(DeviceMetrics::new(model, "cpu", table)),
             table: Arc::clone(table),
         };
@@ -265,7 +267,7 @@ impl ModelMetrics {
 
     /// A forward pass gave a vector just now.
     pub fn success_now(&self) {
-        self.table.model_last_success.get_or_create(&self.own()).set(unix_time().as_secs_f64());
+        self.last_success.set(unix_time().as_secs_f64());
     }
 
     fn own(&self) -> Labels {

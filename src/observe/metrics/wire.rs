@@ -1,8 +1,13 @@
 //! The metrics of the HTTP side. Every event is counted once, when its answer ends.
 
+use std::borrow::Borrow;
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::histogram::Histogram;
 
 use super::UNKNOWN_MODEL;
 use super::sheet::{Counters, FloatGauge, Gauges, Histograms, Labels, Scale, Sheet, labels, zero};
@@ -31,6 +36,53 @@ pub struct HttpMetrics {
     input_tokens: Histograms,
     request_inputs: Histograms,
     models: Vec<String>,
+    routes: Known<&'static str, RouteSeries>,
+}
+
+/// Series that have been found before. Every request counts on a dozen of them, and to find one by its labels costs far
+/// more than to count on it.
+type Known<K, V> = RwLock<HashMap<K, Arc<V>>>;
+
+/// The series that the requests of one route are counted on.
+#[derive(Debug)]
+struct RouteSeries {
+    in_flight: FloatGauge,
+    request_bytes: Histogram,
+    response_bytes: Histogram,
+    /// By method and status.
+    answers: Known<(&'static str, u16), AnswerSeries>,
+    /// By model.
+    delivered: Known<String, DeliverySeries>,
+}
+
+#[derive(Debug)]
+struct AnswerSeries {
+    requests: Counter,
+    duration: Histogram,
+}
+
+#[derive(Debug)]
+struct DeliverySeries {
+    inputs: Counter,
+    truncated: Counter,
+    tokens: Counter,
+    request_inputs: Histogram,
+    row_tokens: Histogram,
+}
+
+/// What is known under `key`, or else found and then known.
+fn known<K, Q, V>(known: &Known<K, V>, key: &Q, find: impl FnOnce() -> V) -> Arc<V>
+where
+    K: Borrow<Q> + Hash + Eq,
+    Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+{
+    if let Some(found) = known.read().unwrap_or_else(PoisonError::into_inner).get(key) {
+        return Arc::clone(found);
+    }
+    // Two may find it at the same time; they find the same series.
+    let found = Arc::new(find());
+    known.write().unwrap_or_else(PoisonError::into_inner).insert(key.to_owned(), Arc::clone(&found));
+    found
 }
 
 /// One answer that ended.
@@ -116,6 +168,7 @@ impl HttpMetrics {
             input_tokens: s.histograms(Tokens, "embedserve_input_row_tokens", "Tokens of one input"),
             request_inputs: s.histograms(Rows, "embedserve_request_inputs", "Inputs of one request"),
             models: models.iter().cloned().chain([UNKNOWN_MODEL.to_owned()]).collect(),
+            routes: Known::default(),
         };
         for end in [ConnectionEnd::Limit, ConnectionEnd::HeaderTimeout, ConnectionEnd::Malformed] {
             zero(&metrics.connections_refused, &labels([("reason", end.label().into())]));
@@ -162,35 +215,62 @@ impl HttpMetrics {
         }
     }
 
+    fn route(&self, route: &'static str) -> Arc<RouteSeries> {
+        known(&self.routes, &route, || {
+            let own = labels([("route", route.into())]);
+            RouteSeries {
+                in_flight: self.in_flight.get_or_create_owned(&own),
+                request_bytes: self.request_bytes.get_or_create_owned(&own),
+                response_bytes: self.response_bytes.get_or_create_owned(&own),
+                answers: Known::default(),
+                delivered: Known::default(),
+            }
+        })
+    }
+
     pub fn started(&self, route: &'static str) {
-        self.in_flight.get_or_create(&labels([("route", route.into())])).inc();
+        self.route(route).in_flight.inc();
     }
 
     /// Balances [`Self::started`], whatever became of the request.
     pub fn ended(&self, route: &'static str) {
-        self.in_flight.get_or_create(&labels([("route", route.into())])).dec();
+        self.route(route).in_flight.dec();
     }
 
     pub fn answered(&self, answer: &Answer) {
-        let route = answer.route;
-        self.request_counter(route, answer.method, answer.status).inc();
-        let timed = labels([("route", route.into()), ("status", answer.status.to_string().into())]);
-        self.duration.get_or_create(&timed).observe(answer.took.as_secs_f64());
-        let own = labels([("route", route.into())]);
-        self.request_bytes.get_or_create(&own).observe(answer.request_bytes as f64);
-        self.response_bytes.get_or_create(&own).observe(answer.response_bytes as f64);
+        let Answer { route, method, status, .. } = *answer;
+        let series = self.route(route);
+        let own = known(&series.answers, &(method, status), || {
+            let timed = labels([("route", route.into()), ("status", status.to_string().into())]);
+            AnswerSeries {
+                requests: self.request_counter(route, method, status),
+                duration: self.duration.get_or_create_owned(&timed),
+            }
+        });
+        own.requests.inc();
+        own.duration.observe(answer.took.as_secs_f64());
+        series.request_bytes.observe(answer.request_bytes as f64);
+        series.response_bytes.observe(answer.response_bytes as f64);
     }
 
     pub fn delivered(&self, route: &'static str, model: &str, receipt: &Receipt) {
-        let own = of_model(route, model);
+        let own = known(&self.route(route).delivered, model, || {
+            let own = of_model(route, model);
+            DeliverySeries {
+                inputs: self.inputs.get_or_create_owned(&own),
+                truncated: self.inputs_truncated.get_or_create_owned(&own),
+                tokens: self.input_tokens_total.get_or_create_owned(&own),
+                request_inputs: self.request_inputs.get_or_create_owned(&labels([("route", route.into())])),
+                row_tokens: self.input_tokens.get_or_create_owned(&labels([("model", model.to_owned().into())])),
+            }
+        });
         let rows = receipt.row_tokens.len();
-        self.inputs.get_or_create(&own).inc_by(rows as u64);
-        self.inputs_truncated.get_or_create(&own).inc_by(receipt.truncated as u64);
-        self.input_tokens_total.get_or_create(&own).inc_by(receipt.row_tokens.iter().sum::<usize>() as u64);
-        self.request_inputs.get_or_create(&labels([("route", route.into())])).observe(rows as f64);
-        let tokens = self.input_tokens.get_or_create_owned(&labels([("model", model.to_owned().into())]));
+        own.inputs.inc_by(rows as u64);
+        own.truncated.inc_by(receipt.truncated as u64);
+        own.tokens.inc_by(receipt.row_tokens.iter().sum::<usize>() as u64);
+        own.request_inputs.observe(rows as f64);
         for n_tokens in &receipt.row_tokens {
-            tokens.observe(*n_tokens as f64);
+            own.row_tokens.observe(*n_tokens as f64);
         }
     }
 
