@@ -62,12 +62,17 @@ impl FiniteRow {
     /// # Errors
     /// [`NonFinite`] when any value is not finite.
     pub fn new(values: Vec<f32>) -> std::result::Result<Self, NonFinite> {
-        if values.iter().all(|value| value.is_finite()) { Ok(Self(values)) } else { Err(NonFinite) }
+        if are_finite(&values) { Ok(Self(values)) } else { Err(NonFinite) }
     }
 
     pub fn as_slice(&self) -> &[f32] {
         &self.0
     }
+}
+
+/// Looks at every value, however the first ones are, so that several are looked at in one step.
+fn are_finite(values: &[f32]) -> bool {
+    values.iter().fold(true, |finite, value| finite & value.is_finite())
 }
 
 /// Everything after the encoder, for one model.
@@ -118,7 +123,7 @@ impl Head {
     ) -> Result<Vec<std::result::Result<FiniteRow, NonFinite>>> {
         let mut vectors = self.pool(hidden, batch, shapes)?;
         // Checked here too: a ReLU behind it would turn a NaN into a plausible zero.
-        let finite: Vec<bool> = vectors.rows().map(|row| row.iter().all(|x| x.is_finite())).collect();
+        let finite: Vec<bool> = vectors.rows().map(are_finite).collect();
         for step in &self.steps {
             match step {
                 Step::Dense(dense) => vectors = vectors.through(dense, hidden.device())?,
@@ -139,10 +144,17 @@ impl Head {
             let pool = Pool { reduce: mode.reduce(), offsets: batch.offsets().clone(), skips: Arc::clone(&skips) };
             parts.push(Vectors::read(&pool.forward(hidden)?)?);
         }
+        if parts.len() == 1
+            && let Some(only) = parts.pop()
+        {
+            return Ok(only);
+        }
         let width = parts.iter().map(|part| part.width).sum();
         let mut values = Vec::with_capacity(width * shapes.len());
         for row in 0..shapes.len() {
-            values.extend(parts.iter().flat_map(|part| &part.values[row * part.width..][..part.width]));
+            for part in &parts {
+                values.extend_from_slice(&part.values[row * part.width..][..part.width]);
+            }
         }
         Ok(Vectors { values, width })
     }
