@@ -19,7 +19,8 @@ pub enum Precision {
     F32,
     /// bfloat16 weights and inputs, sums in f32.
     Bf16,
-    /// 8-bit weights, one scale per output column, and 8-bit inputs, one scale per token, both rotated; sums in i32.
+    /// 8-bit weights, one scale per output column, and 8-bit inputs, one scale per token, both rotated; sums in i32. The
+    /// second product of each feed-forward network, which loses most by it, stays in bf16.
     Int8,
 }
 

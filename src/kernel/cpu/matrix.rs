@@ -65,14 +65,12 @@ impl PackedMatrix {
         Self::pack_as(Precision::F32, (n, k), weight, bias)
     }
 
-    /// Packs for a precision. A weight too small to be quantised well is kept in f32 where int8 is asked for.
+    /// Packs for a precision. What loses too much by int8 is kept wider where int8 is asked for: see [`held_as`].
     pub fn pack_as(precision: Precision, (n, k): (usize, usize), weight: &[f32], bias: Option<Vec<f32>>) -> Self {
-        let panels = match precision {
-            Precision::Int8 if n >= MIN_INT8_COLUMNS && block_size(k) >= MIN_ROTATION => {
-                Panels::Int8(Int8Panels::pack(n, k, weight))
-            }
+        let panels = match held_as(precision, (n, k)) {
+            Precision::Int8 => Panels::Int8(Int8Panels::pack(n, k, weight)),
             Precision::Bf16 => Panels::Bf16(pack_groups(n, k, weight, |x| bf16::from_f32(x).to_bits())),
-            Precision::F32 | Precision::Int8 => Panels::F32(pack_groups(n, k, weight, |x| x)),
+            Precision::F32 => Panels::F32(pack_groups(n, k, weight, |x| x)),
         };
         let bias = bias.map(|mut bias| {
             bias.resize(n.next_multiple_of(PANEL), 0.0);
@@ -136,6 +134,35 @@ impl PackedMatrix {
             scales,
         }
     }
+}
+
+/// The format of a weight in a model of a given precision.
+///
+/// Not everything is worth eight bits. Heads and small weights are exact: they cost nothing. Products with more inputs than
+/// outputs, the second of every feed-forward network, take bf16 where the processor multiplies it: their inputs, behind an
+/// activation, are a few large values among thousands, and their error goes straight into the residual stream. With them
+/// in int8 the least cosine on real MiniLM weights is 0.9986, with any other product in bf16 instead at most 0.9989, with
+/// these 0.9993.
+fn held_as(precision: Precision, (n, k): (usize, usize)) -> Precision {
+    if precision != Precision::Int8 {
+        return precision;
+    }
+    if n < MIN_INT8_COLUMNS || block_size(k) < MIN_ROTATION {
+        return Precision::F32;
+    }
+    match k > n {
+        false => Precision::Int8,
+        true if multiplies_bf16() => Precision::Bf16,
+        true => Precision::F32,
+    }
+}
+
+/// Whether this processor has an instruction for products of bf16.
+fn multiplies_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return is_x86_feature_detected!("avx512bf16");
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
 }
 
 /// Values of one group of k.
@@ -219,9 +246,10 @@ mod tests {
     #[test]
     fn small_weights_stay_exact_where_int8_is_asked_for() {
         let packed = |n: usize, k: usize| PackedMatrix::pack_as(Precision::Int8, (n, k), &vec![0.5; n * k], None);
-        assert_eq!(packed(64, 128).precision(), Precision::Int8);
+        assert_eq!(packed(128, 128).precision(), Precision::Int8);
+        assert_ne!(packed(64, 128).precision(), Precision::Int8);
         assert_eq!(packed(63, 128).precision(), Precision::F32);
         assert_eq!(packed(64, 48).precision(), Precision::F32);
-        assert_eq!(packed(64, 96).precision(), Precision::Int8);
+        assert_eq!(packed(96, 96).precision(), Precision::Int8);
     }
 }
