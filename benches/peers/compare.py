@@ -54,14 +54,16 @@ def main() -> int:
         machine=machine.described(len(cores)),
         versions=machine.versions(),
         settings={name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()},
+        rounds=arguments.rounds,
     )
     with scratch_folder(arguments.scratch) as scratch:
         for name in arguments.shapes:
             folder = model_folder(name, arguments.model, scratch)
             if {"throughput", "latency"} & set(arguments.parts):
                 figures.shapes.append(report.ShapeFigures(name, real_weights=name == "minilm"))
-                measure(figures.shapes[-1], folder, arguments, len(cores))
-                write(figures, arguments.output)
+                for _ in measure(figures.shapes[-1], folder, arguments, len(cores)):
+                    # At once, so that what was measured survives what comes next.
+                    write(figures, arguments.output)
         for name in arguments.curves if "curve" in arguments.parts else []:
             draw(figures, name, arguments, scratch)
             write(figures, arguments.output)
@@ -124,8 +126,10 @@ def model_folder(name: str, real: Path, scratch: Path) -> Path:
     return folder
 
 
-def measure(found: report.ShapeFigures, folder: Path, arguments: argparse.Namespace, threads: int) -> None:
-    """All contests of one shape, then memory."""
+def measure(
+    found: report.ShapeFigures, folder: Path, arguments: argparse.Namespace, threads: int
+) -> Iterator[contest.Contest | None]:
+    """All contests of one shape, then memory; yields whenever there is more."""
     texts = Texts(folder)
     parts = {"throughput": (arguments.workloads, 1), "latency": (arguments.latencies, arguments.repetitions)}
     program = Program(arguments.forward, folder, folder.parent, arguments.precisions) if arguments.forward else None
@@ -150,9 +154,11 @@ def measure(found: report.ShapeFigures, folder: Path, arguments: argparse.Namesp
                 reference = peer_torch.reference(reference_model, work)
                 contest.hold(held, [*servers, *peers], (work, reference), protocol)
                 found.contests.append(held)
+                yield held
             for peer in peers:
                 peer.close()
         found.memory += [memory(server, folder) for server in servers]
+        yield None
     finally:
         for server in servers:
             server.close()
@@ -196,7 +202,6 @@ def draw(figures: report.Figures, name: str, arguments: argparse.Namespace, scra
 
 
 def write(figures: report.Figures, output: Path | None) -> None:
-    """After every part, so that what was measured survives what comes next."""
     report.judge(figures)
     if output:
         output.with_name(output.name + ".json").write_text(json.dumps(asdict(figures), indent=1) + "\n")

@@ -19,8 +19,9 @@ FEATURES = ["avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_in
 PACKAGES = ["torch", "transformers", "sentence-transformers", "onnx", "onnxruntime", "openvino", "nncf", "numpy"]
 
 
-def described(cores: int) -> dict[str, object]:
-    return {"cpu": cpu_name(), "cores": cores, "features": cpu_features(), "kernel": platform.release()}
+def described(cores: int) -> dict[str, str | int]:
+    features = ", ".join(cpu_features())
+    return {"cpu": cpu_name(), "cores": cores, "features": features, "kernel": platform.release()}
 
 
 def versions() -> dict[str, str]:

@@ -80,7 +80,9 @@ def int8_graph(folder: Path, scratch: Path) -> Path:
     if quantised.exists():
         return quantised
     fused = fused_graph(folder, scratch)
-    quantize_dynamic(fused, quantised, per_channel=True, weight_type=QuantType.QInt8)
+    # Shape inference does not know the fused operators, so that types after them have to be told.
+    options = {"DefaultTensorType": onnx.TensorProto.FLOAT}
+    quantize_dynamic(fused, quantised, per_channel=True, weight_type=QuantType.QInt8, extra_options=options)
     kinds = [node.op_type for node in onnx.load(str(quantised), load_external_data=False).graph.node]
     if "Attention" in kinds or "QAttention" not in kinds:
         raise RuntimeError("the peer's attention was not quantised: the comparison would not be fair")

@@ -36,9 +36,10 @@ class ShapeFigures:
 
 @dataclass
 class Figures:
-    machine: dict[str, object]
+    machine: dict[str, str | int]
     versions: dict[str, str]
     settings: dict[str, object]
+    rounds: int
     shapes: list[ShapeFigures] = field(default_factory=list)
     curves: dict[str, list[Point]] = field(default_factory=dict)
     verdicts: list[Verdict] = field(default_factory=list)
@@ -63,9 +64,9 @@ def judge(figures: Figures) -> None:
 
 def markdown(figures: Figures) -> str:
     machine, lines = figures.machine, ["# embedserve beside its peers", ""]
-    lines += [f"{machine['cpu']}, {machine['cores']} cores ({', '.join(machine['features'])}), {machine['kernel']}", ""]
+    lines += [f"{machine['cpu']}, {machine['cores']} cores ({machine['features']}), {machine['kernel']}", ""]
     lines += [", ".join(f"{name} {value}" for name, value in figures.versions.items()), ""]
-    if figures.settings["rounds"] < FEWEST_ROUNDS:
+    if figures.rounds < FEWEST_ROUNDS:
         lines += [f"**Fewer than {FEWEST_ROUNDS} rounds: a trial, not for publication.**", ""]
     lines += [
         "Medians of interleaved rounds, lowest and highest round in brackets; differences under 5 % are ties. Tokens "
@@ -92,7 +93,7 @@ def _proven(figures: Figures) -> dict[str, float]:
 
 def _contest(contest: Contest, proven: dict[str, float]) -> list[str]:
     shape = contest.described
-    kind = "multiply-add peak" if contest.fma_gflops else "torch GEMM"
+    kind = "f32 multiply-add peak" if contest.fma_gflops else "f32 torch GEMM"
     lines = [
         f"### {contest.workload}",
         "",

@@ -34,9 +34,10 @@ class Embedserve(Engine):
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         # Absolute, because a directory is only taken for a model when it is written as a path. An idle server checks
-        # itself every few seconds, which would disturb the peers' turns.
+        # itself every few seconds, which would disturb the peers' turns, and ends connections that wait through them.
         command = [str(binary.resolve(strict=True)), "--host", "127.0.0.1", "--port", str(port)]
-        command += ["--model", str(folder.resolve(strict=True)), "--canary-interval", "12h", "--drain-delay", "0s"]
+        command += ["--model", str(folder.resolve(strict=True)), "--drain-delay", "0s"]
+        command += ["--canary-interval", "12h", "--idle-timeout", "12h"]
         if precision != "f32":
             command += ["--dtype", precision]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("EMBEDSERVE_")}
