@@ -94,7 +94,10 @@ def hold(contest: Contest, engines: list[Engine], texts: tuple[Workload, np.ndar
     """Fills the contest; `texts` are the workload and its reference vectors."""
     work, _ = texts
     for engine in engines:
+        begun = time.perf_counter()
         engine.prepare(work)
+        took = round(time.perf_counter() - begun, 1)
+        print(json.dumps({"workload": work.name, "prepared": engine.name, "seconds": took}), file=sys.stderr)
         contest.entrants[engine.name] = Entrant(engine.precision, engine.setting(work))
     for index in range(protocol.rounds):
         gemm = machine.gemm_rates(torch.get_num_threads())
