@@ -13,6 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,8 +21,12 @@ from workload import Workload
 
 # With fewer texts than this, batches larger than one are not tried.
 FEWEST_FOR_BATCHES = 8
-# Every which text is used to choose a batch size.
+# A batch size is chosen on every fourth text, where that leaves more than one of the largest batches.
 SAMPLE_STRIDE = 4
+FEWEST_FOR_SAMPLE = 256
+
+
+Item = TypeVar("Item")
 
 
 class Engine(ABC):
@@ -81,7 +86,7 @@ class BatchEngine(Engine):
         if work.name in self.plans:
             return
         sizes = self.sizes if len(work.ids) >= FEWEST_FOR_BATCHES else (1,)
-        sample = work.ids[::SAMPLE_STRIDE]
+        sample = sampled(work.ids)
         size = fastest(sizes, lambda size: list(self.compute(batches(sample, size))))
         self.plans[work.name] = batches(work.ids, size)
         self.run(work)
@@ -109,6 +114,11 @@ def batches(all_ids: list[list[int]], size: int) -> list[Batch]:
             mask[place, : len(all_ids[row])] = 1
         result.append(Batch(rows, ids, mask, np.zeros_like(ids)))
     return result
+
+
+def sampled(items: list[Item]) -> list[Item]:
+    """Those on which a batch size is chosen."""
+    return items[::SAMPLE_STRIDE] if len(items) >= FEWEST_FOR_SAMPLE else items
 
 
 def fastest(sizes: tuple[int, ...], run: Callable[[int], object]) -> int:

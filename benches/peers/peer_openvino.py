@@ -48,21 +48,23 @@ def executed(compiled: openvino.CompiledModel) -> dict[str, int]:
 
 
 class OpenVinoStreams(BatchEngine):
-    """Throughput mode: one stream per core, asynchronous requests, twice as many in flight."""
+    """Throughput mode, asynchronous requests: one stream per core with single texts, or one stream of all cores with
+    padded batches; twice as many in flight as there are streams."""
 
     def __init__(self, model: openvino.Model, precision: str, pooling: Pooling, threads: int, policy: str) -> None:
         super().__init__(f"OpenVINO {precision}, {policy}", precision, PADDED_SIZES if policy == "padded" else (1,))
+        streams = threads if policy == "unpadded" else 1
         settings = {
             "INFERENCE_PRECISION_HINT": HINTS[precision],
             "INFERENCE_NUM_THREADS": threads,
             "PERFORMANCE_HINT": "THROUGHPUT",
-            "NUM_STREAMS": threads,
+            "NUM_STREAMS": streams,
         }
         compiled = openvino.Core().compile_model(model, "CPU", settings)
         self.executes = executed(compiled)
         self.pooling = pooling
         self.found: list[tuple[Batch, np.ndarray]] = []
-        self.requests = openvino.AsyncInferQueue(compiled, 2 * threads)
+        self.requests = openvino.AsyncInferQueue(compiled, 2 * streams)
         self.requests.set_callback(self._take)
 
     def compute(self, batches: list[Batch]) -> Iterable[tuple[Batch, np.ndarray]]:

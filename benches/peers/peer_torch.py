@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
-from engine import FEWEST_FOR_BATCHES, SAMPLE_STRIDE, Batch, BatchEngine, Engine, Pooling, fastest
+from engine import FEWEST_FOR_BATCHES, Batch, BatchEngine, Engine, Pooling, fastest, sampled
 from workload import Workload
 
 # torch loses more to large paddings than it gains from large batches on some machines.
@@ -39,7 +39,7 @@ class SentenceTransformers(Engine):
         if work.name in self.sizes:
             return
         sizes = SIZES if len(work.texts) >= FEWEST_FOR_BATCHES else (1,)
-        sample = work.texts[::SAMPLE_STRIDE]
+        sample = sampled(work.texts)
         self.sizes[work.name] = fastest(sizes, lambda size: self._encode(sample, size))
         self.run(work)
 
