@@ -107,7 +107,7 @@ fn a_hundred_thousand_tensors_are_refused_quickly() {
             *bytes = [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat();
         });
     });
-    assert!(error.len() < 1000 && error.contains("is missing"), "{:.1000}", error);
+    assert!(error.len() < 1000 && error.contains("is missing"), "{error:.1000}");
     assert!(start.elapsed() < Duration::from_secs(5), "took {:?}", start.elapsed());
 }
 

@@ -127,6 +127,21 @@ impl Server {
         fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
     }
 
+    /// Processor time, in hundredths of a second, that the process uses in a while: the first of a few that is `enough`, or
+    /// the best of them. On a crowded machine the same work takes longer.
+    pub fn fewest_ticks_in(&self, time: Duration, enough: u64) -> u64 {
+        let mut fewest = u64::MAX;
+        for _ in 0..5 {
+            let (start, before) = (Instant::now(), self.cpu_ticks());
+            wait_for("the end of a while", || (start.elapsed() > time).then_some(()));
+            fewest = fewest.min(self.cpu_ticks() - before);
+            if fewest <= enough {
+                break;
+            }
+        }
+        fewest
+    }
+
     pub fn signal(&self, name: &str) {
         let status = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
         assert!(status.unwrap().success());
