@@ -8,6 +8,7 @@ pub mod describe;
 pub mod memory;
 pub mod modules;
 pub mod verify;
+pub mod work;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
