@@ -159,7 +159,7 @@ impl<'t> Connection<'t> {
                 _ = &mut driver => (answer.await, false),
             }
         };
-        if open {
+        if open && answer.is_ok() {
             self.link = Some(Link { sender, driver });
         }
         answer.map_err(ClientError::Broken)

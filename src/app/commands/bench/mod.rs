@@ -101,7 +101,9 @@ fn time(seconds: f64) -> Result<Duration, ConfigError> {
 }
 
 fn measure_url(args: &BenchArgs, url: &str, time: Duration) -> anyhow::Result<Report> {
-    let target = Target::parse(url, args.api_key.as_deref())?;
+    // The variable is the server's too, which takes several.
+    let key = args.api_key.as_deref().and_then(|keys| keys.split(',').next());
+    let target = Target::parse(url, key)?;
     let wanted = args.models.model.iter().chain(&args.models.positional).next();
     let machine = machine(time);
     on_client_thread(|| async move {
