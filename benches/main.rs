@@ -4,7 +4,6 @@
 #![expect(clippy::print_stdout, reason = "figures are this program's output")]
 #![expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "seeded data, not measurements")]
 #![expect(clippy::disallowed_methods, reason = "a bench takes its model folder from the environment")]
-#![expect(unsafe_code, reason = "the peak is measured with intrinsics")]
 #![expect(unreachable_pub, reason = "modules of one binary")]
 
 mod forward;

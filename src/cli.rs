@@ -13,10 +13,12 @@ use std::time::Duration;
 use clap::builder::FalseyValueParser;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
+mod bench;
 mod files;
 mod models;
 mod residency;
 
+pub use bench::BenchArgs;
 pub use files::{BundleCommand, ExportArgs, ImportArgs, PullArgs, SourceArgs};
 pub use models::{ListArgs, ShowArgs, VerifyArgs};
 pub use residency::ResidencyArgs;
@@ -30,6 +32,7 @@ Examples:
   embedserve --model ./my-model --port 9000         serve a local folder
   embedserve --host 0.0.0.0 --api-key-file keys     serve the network, with keys
   embedserve models pull BAAI/bge-small-en-v1.5     fetch now, serve later (with --offline)
+  embedserve bench --model BAAI/bge-base-en-v1.5    what this machine does with it, in a minute
 
 Every flag has an environment variable: --max-body-bytes is EMBEDSERVE_MAX_BODY_BYTES.
 Flags win over the environment, the environment over models.toml. Hub variables (HF_HOME, HF_HUB_CACHE, HF_TOKEN,
@@ -58,6 +61,9 @@ pub enum Command {
     /// Carry models to machines without a network, in one file
     #[command(subcommand)]
     Bundle(BundleCommand),
+    /// Measure this machine's server in a minute: latency, throughput, overload
+    #[command(after_help = bench::NOTES)]
+    Bench(Box<BenchArgs>),
     /// Ask a running server whether it is ready; exit 0 when it is (for container health checks)
     Health(HealthArgs),
 }

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use embedserve::kernel::cpu::roofline;
+
 #[path = "../../tests/it/support/random.rs"]
 mod random;
 pub mod texts;
@@ -67,71 +69,7 @@ pub fn median(times: &[Duration]) -> Duration {
     sorted[sorted.len() / 2]
 }
 
-/// Multiply-adds per second that `n_threads` reach on registers alone, in FLOP/s: the roof of every f32 kernel here.
+/// Operations per second of f32 multiply-adds on registers alone: the roof of every f32 kernel here.
 pub fn peak_flops(n_threads: usize) -> f64 {
-    let best = |_| {
-        std::thread::scope(|scope| {
-            let workers: Vec<_> = (0..n_threads).map(|_| scope.spawn(one_core_flops)).collect();
-            workers.into_iter().map(|worker| worker.join().expect("a worker panicked")).sum::<f64>()
-        })
-    };
-    (0..5).map(best).fold(0.0, f64::max)
-}
-
-fn one_core_flops() -> f64 {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use embedserve::kernel::Isa;
-        if Isa::Avx512.is_supported() {
-            return timed_flops(16, |n| {
-                // SAFETY: the level was just checked.
-                unsafe { fma_avx512(n) }
-            });
-        }
-        if Isa::Avx2.is_supported() {
-            return timed_flops(8, |n| {
-                // SAFETY: the level was just checked.
-                unsafe { fma_avx2(n) }
-            });
-        }
-    }
-    f64::NAN
-}
-
-/// Registers in flight: enough to hide the latency of any multiply-add unit.
-const CHAINS: usize = 12;
-
-fn timed_flops(lanes: usize, run: impl Fn(usize) -> f32) -> f64 {
-    const STEPS: usize = 4_000_000;
-    let start = Instant::now();
-    std::hint::black_box(run(STEPS));
-    (2 * lanes * CHAINS * STEPS) as f64 / start.elapsed().as_secs_f64()
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-fn fma_avx512(steps: usize) -> f32 {
-    use std::arch::x86_64::{_mm512_fmadd_ps, _mm512_reduce_add_ps, _mm512_set1_ps};
-    let (a, b) = (_mm512_set1_ps(std::hint::black_box(0.999)), _mm512_set1_ps(std::hint::black_box(1e-3)));
-    let mut sums = [_mm512_set1_ps(1.0); CHAINS];
-    for _ in 0..steps {
-        for sum in &mut sums {
-            *sum = _mm512_fmadd_ps(*sum, a, b);
-        }
-    }
-    sums.into_iter().map(|sum| _mm512_reduce_add_ps(sum)).sum()
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn fma_avx2(steps: usize) -> f32 {
-    use std::arch::x86_64::{_mm_cvtss_f32, _mm256_castps256_ps128, _mm256_fmadd_ps, _mm256_set1_ps};
-    let (a, b) = (_mm256_set1_ps(std::hint::black_box(0.999)), _mm256_set1_ps(std::hint::black_box(1e-3)));
-    let mut sums = [_mm256_set1_ps(1.0); CHAINS];
-    for _ in 0..steps {
-        for sum in &mut sums {
-            *sum = _mm256_fmadd_ps(*sum, a, b);
-        }
-    }
-    sums.into_iter().map(|sum| _mm_cvtss_f32(_mm256_castps256_ps128(sum))).sum()
+    roofline::peak(n_threads, 5)
 }

@@ -57,6 +57,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         None => serve::run(&cli.serve, &environment),
         Some(Command::Serve(args)) => serve::run(&args, &environment),
+        Some(Command::Bench(args)) => commands::bench(&args, &cli.serve, &environment),
         Some(Command::Health(args)) => commands::health(&args, &environment),
         Some(Command::Bundle(command)) => {
             log::init(&config::log(&cli.serve.logs, &environment));

@@ -46,16 +46,21 @@ pub(super) fn run(args: &ServeArgs, environment: &Environment) -> anyhow::Result
         writeln!(std::io::stdout(), "{}\n{}", config.describe(), memory_estimate(&config))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(RUNTIME_THREADS)
-        .thread_name("http")
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?;
+    let runtime = runtime()?;
     let code = runtime.block_on(serve(config))?;
     // A blocking task that is still running must not keep a drained process alive.
     runtime.shutdown_timeout(Duration::from_millis(200));
     Ok(code)
+}
+
+/// The asynchronous runtime of a server.
+pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(RUNTIME_THREADS)
+        .thread_name("http")
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")
 }
 
 /// What the models would need, as far as their files are on this machine: nothing is fetched for it.

@@ -61,7 +61,12 @@ pub fn health_port(environment: &Environment) -> Result<u16, ConfigError> {
 /// Resolves the log settings, which are needed before anything else can fail: flags, then `LOG_LEVEL` and `LOG_FORMAT`;
 /// `RUST_LOG` wins over every level.
 pub fn log(args: &LogArgs, environment: &Environment) -> LogConfig {
-    let level = args.log_level.as_deref().or_else(|| environment.first(&["LOG_LEVEL"])).unwrap_or("info");
+    log_from("info", args, environment)
+}
+
+/// As [`log`], for a command that by default says less, or more, than a server.
+pub fn log_from(default_level: &str, args: &LogArgs, environment: &Environment) -> LogConfig {
+    let level = args.log_level.as_deref().or_else(|| environment.first(&["LOG_LEVEL"])).unwrap_or(default_level);
     let filter = environment.first(&["RUST_LOG"]).unwrap_or(level).to_owned();
     let format = match (args.log_format, environment.first(&["LOG_FORMAT"])) {
         (Some(LogFormatArg::Json), _) => LogFormat::Json,

@@ -15,7 +15,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 pub use downloads::source;
-pub use environment::{Environment, health_port, log};
+pub use environment::{Environment, health_port, log, log_from};
 pub use keys::{ApiKey, KeyPolicy, KeyProof, KeySources};
 pub use resolve::{addresses, at_revision, batch, catalogue, in_dtype, is_loopback, requests};
 

@@ -9,6 +9,7 @@ pub mod gate;
 pub mod memory;
 pub mod modules;
 pub mod verify;
+pub mod work;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

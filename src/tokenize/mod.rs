@@ -6,6 +6,7 @@
 pub mod load;
 pub mod token_arrays;
 pub mod word_piece;
+pub mod words;
 pub mod workers;
 
 use std::borrow::Cow;
@@ -21,6 +22,7 @@ use crate::request::{EmbedRequest, Input, Measured, Place, RequestError, Request
 use load::{Frame, TokenizerLoadError};
 use token_arrays::{Reading, Rules, Vocabulary};
 use word_piece::WordPiece;
+use words::WholeWords;
 use workers::{WorkerFailed, Workers};
 
 /// One task tokenises about this many bytes: long enough to be worth a hand-over, short enough that a large request
@@ -148,6 +150,11 @@ impl Tokenizer {
         let content = model.ids(text)?;
         let truncation = Truncation { side: Some(Side::End), max_tokens: model.limits.max_tokens };
         Ok(model.cut(content, truncation).0)
+    }
+
+    /// Words that are one token each, for texts of a known number of tokens; none where the vocabulary has none.
+    pub fn whole_words(&self) -> WholeWords {
+        words::find(&self.model.tokenizer, &self.model.frame)
     }
 
     async fn encode_rows(&self, request: EmbedRequest) -> Result<Vec<EncodedRow>, TokenizeError> {

@@ -7,6 +7,7 @@
 )]
 #![expect(unreachable_pub, reason = "support modules are public to their siblings")]
 
+mod bench;
 mod binary;
 mod bundles;
 mod command_line;

@@ -23,6 +23,7 @@ pub mod position;
 mod product;
 mod quantise;
 pub mod reduce;
+pub mod roofline;
 mod rows;
 mod team;
 mod tile;
