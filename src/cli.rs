@@ -299,6 +299,7 @@ pub struct BatchArgs {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum IsaArg {
     Portable,
+    Neon,
     Avx2,
     Avx512,
 }
