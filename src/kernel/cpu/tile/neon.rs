@@ -27,7 +27,7 @@ use std::arch::aarch64::{
 };
 use std::arch::{asm, is_aarch64_feature_detected};
 
-use super::{LINE, STEP, Scales, Tile};
+use super::{LINE, STEP, Scales, Tile, UNROLL};
 use crate::kernel::Precision;
 
 #[cfg(test)]
@@ -41,8 +41,8 @@ const REGISTER: usize = 16;
 const QUADS: usize = LINE / REGISTER;
 /// Columns of one register.
 const COLUMNS: usize = REGISTER / STEP;
-/// Steps of one turn of the unrolled loop: what one register of A holds.
-const UNROLL: usize = REGISTER / STEP;
+// One register of A holds the steps of one turn of the unrolled loop.
+const _: () = assert!(UNROLL == REGISTER / STEP);
 
 /// # Safety
 /// See [`super::run`].
@@ -126,11 +126,12 @@ macro_rules! sum_over_k {
             one!(1, values);
             one!(2, values);
             one!(3, values);
-            fetch(next);
-            fetch(next.wrapping_add(LINE));
+            for _ in 0..$tile.prefetch_lines {
+                fetch(next);
+                next = next.wrapping_add(LINE);
+            }
             a = a.wrapping_add(UNROLL * STEP);
             b = b.wrapping_add(UNROLL * LINE);
-            next = next.wrapping_add(2 * LINE);
         }
         for _ in 0..$tile.steps % UNROLL {
             let mut values = [$value(vdupq_n_u8(0)); ROWS];

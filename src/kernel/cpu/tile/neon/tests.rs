@@ -96,6 +96,7 @@ impl Case {
                 start: std::ptr::null(),
             },
             prefetch: std::ptr::null(),
+            prefetch_lines: 2,
         };
         // SAFETY: the vectors have the sizes that the tile says.
         unsafe { run(self.precision, self.rows, &tile) };
