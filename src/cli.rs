@@ -305,6 +305,7 @@ pub struct BatchArgs {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum IsaArg {
     Portable,
+    Neon,
     Avx2,
     Avx512,
 }

@@ -215,6 +215,7 @@ fn isa(wanted: Option<IsaArg>) -> Result<Isa, ConfigError> {
     let isa = match wanted {
         None => return Ok(Isa::detect()),
         Some(IsaArg::Portable) => Isa::Portable,
+        Some(IsaArg::Neon) => Isa::Neon,
         Some(IsaArg::Avx2) => Isa::Avx2,
         Some(IsaArg::Avx512) => Isa::Avx512,
     };

@@ -126,10 +126,11 @@ impl Compute {
     }
 
     /// What the processor must have beside the instruction set itself; `None` = there are no such kernels. The portable
-    /// level computes every format, slowly: it is the reference of the others.
+    /// level computes every format, slowly: it is the reference of the others. NEON computes every format, and faster
+    /// where the processor has more.
     const fn features(self) -> Option<&'static [&'static str]> {
         match (self.isa, self.precision) {
-            (Isa::Portable, _) | (_, Precision::F32) => Some(&[]),
+            (Isa::Portable | Isa::Neon, _) | (_, Precision::F32) => Some(&[]),
             (Isa::Avx2, Precision::Bf16 | Precision::Int8) => None,
             (Isa::Avx512, Precision::Bf16) => Some(&["avx512f", "avx512vl", "avx512bw", "avx512bf16"]),
             (Isa::Avx512, Precision::Int8) => Some(&["avx512f", "avx512vl", "avx512bw", "avx512vnni"]),
@@ -214,12 +215,12 @@ mod tests {
 
     #[test]
     fn what_a_processor_can_compute_depends_on_its_features_and_on_the_level_asked_for() {
-        use Isa::{Avx2, Avx512, Portable};
+        use Isa::{Avx2, Avx512, Neon, Portable};
         use Precision::{Bf16, F32, Int8};
         let everything: fn(&str) -> bool = |_| true;
         let nothing: fn(&str) -> bool = |_| false;
         let no_bf16: fn(&str) -> bool = |feature| feature != "avx512bf16";
-        let table: [Processor; 7] = [
+        let table: [Processor; 8] = [
             ("zen 4", everything, Avx512, &[F32, Bf16, Int8]),
             ("ice lake", no_bf16, Avx512, &[F32, Int8]),
             ("skylake-x", |feature| !["avx512bf16", "avx512vnni"].contains(&feature), Avx512, &[F32]),
@@ -227,6 +228,7 @@ mod tests {
             ("haswell", nothing, Avx2, &[F32]),
             ("anything, forced", nothing, Portable, &[F32, Bf16, Int8]),
             ("zen 4, forced", everything, Portable, &[F32, Bf16, Int8]),
+            ("any Arm", nothing, Neon, &[F32, Bf16, Int8]),
         ];
         for (name, has, isa, usable) in table {
             for precision in Precision::ALL {

@@ -25,6 +25,7 @@ mod hostile_texts;
 mod int8_gate;
 mod invariance;
 mod isolation;
+mod kernel_bits;
 mod kernels;
 mod keys;
 mod limits;

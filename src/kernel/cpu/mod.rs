@@ -1,9 +1,10 @@
-//! The CPU kernels, with the instruction set chosen at run time: no build flags, one binary for every x86-64.
+//! The CPU kernels, with the instruction set chosen at run time: no build flags, one binary for every x86-64 and one for
+//! every 64-bit Arm processor.
 //!
 //! Element-wise kernels are written once in plain Rust and compiled per instruction set by `dispatch!`; the matrix
-//! product has hand-written tiles in [`tile`]. AVX2 and AVX-512 give the same bits: every result is one chain of
-//! fused multiply-adds over k, whatever the vector width. The portable level rounds products before adding them (a
-//! fused multiply-add without hardware support is a library call), so its last bits differ.
+//! product has hand-written tiles in [`tile`]. In f32, AVX2, AVX-512 and NEON give the same bits: every result is one
+//! chain of fused multiply-adds over k, whatever the vector width. The portable level rounds products before adding
+//! them (a fused multiply-add without hardware support is a library call), so its last bits differ.
 
 #![expect(
     unsafe_code,
@@ -37,6 +38,8 @@ use std::fmt;
 pub enum Isa {
     /// No assumption beyond the compilation target.
     Portable,
+    /// NEON, which every 64-bit Arm processor has.
+    Neon,
     /// AVX2 and FMA.
     Avx2,
     /// AVX-512 F and VL, beside AVX2 and FMA.
@@ -50,11 +53,12 @@ impl Isa {
     }
 
     /// In rising order.
-    pub const ALL: [Self; 3] = [Self::Portable, Self::Avx2, Self::Avx512];
+    pub const ALL: [Self; 4] = [Self::Portable, Self::Neon, Self::Avx2, Self::Avx512];
 
     pub fn is_supported(self) -> bool {
         match self {
             Self::Portable => true,
+            Self::Neon => cfg!(target_arch = "aarch64"),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
             #[cfg(target_arch = "x86_64")]
@@ -70,6 +74,7 @@ impl Isa {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Portable => "portable",
+            Self::Neon => "neon",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
         }
@@ -112,8 +117,13 @@ macro_rules! dispatch {
                 // SAFETY: as above.
                 unsafe { avx512($($name),*) }
             }
+            #[cfg(target_arch = "aarch64")]
+            $crate::kernel::cpu::Isa::Neon => $body::<true>($($name),*),
+            // Levels of other architectures are never chosen.
+            #[cfg(not(target_arch = "aarch64"))]
+            $crate::kernel::cpu::Isa::Neon => $body::<false>($($name),*),
             #[cfg(not(target_arch = "x86_64"))]
-            _ => $body::<false>($($name),*),
+            $crate::kernel::cpu::Isa::Avx2 | $crate::kernel::cpu::Isa::Avx512 => $body::<false>($($name),*),
         }
     }};
 }

@@ -19,6 +19,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 
 use super::Isa;
@@ -84,6 +86,7 @@ pub(super) const fn largest(isa: Isa, precision: Precision) -> (usize, usize) {
     match (isa, precision) {
         (Isa::Avx512, _) => (8, GROUP),
         (Isa::Avx2, Precision::F32) => (6, 1),
+        (Isa::Neon, _) => (5, 1),
         (Isa::Avx2 | Isa::Portable, _) => (4, 1),
     }
 }
@@ -102,6 +105,9 @@ pub(super) unsafe fn run(isa: Isa, precision: Precision, (rows, panels): (usize,
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         (Isa::Avx2, Precision::F32) => unsafe { avx2::run(rows, tile) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: as above.
+        (Isa::Neon, _) => unsafe { neon::run(precision, rows, tile) },
         // SAFETY: as above.
         _ => unsafe { portable::run(precision, rows, tile) },
     }
