@@ -1,5 +1,5 @@
 //! Forward passes of a real model beside candle-transformers' own BertModel on the same weights and token ids, in
-//! turn, in one process: `cargo bench --bench compute -- forward`.
+//! turn, in one process, in every number format: `cargo bench --bench compute -- forward`.
 //!
 //! The model is the default one, obtained as the server would; `EMBEDSERVE_BENCH_MODEL=DIR` names another folder.
 //! candle-transformers gets both of its uses: rows sorted by length and padded in batches of 32, and one row at a
@@ -16,7 +16,7 @@ use embedserve::arch::packed::PackedBatch;
 use embedserve::arch::{self, Encoder};
 use embedserve::cli::Cli;
 use embedserve::config::{self, Environment};
-use embedserve::kernel::{Compute, Isa};
+use embedserve::kernel::{Compute, Isa, Precision};
 use embedserve::observe::progress::LoadProgress;
 use embedserve::threads::{self, Threads};
 use embedserve::tokenize::load::{ids, load};
@@ -27,6 +27,7 @@ use serde_json::json;
 use crate::support::{in_turn, median, mixed256, peak_flops, uniform};
 
 const ROUNDS: usize = 5;
+const OURS: &str = "embedserve";
 /// Names a file of texts, `{"texts": [..]}`, instead of the built-in workloads.
 const WORKLOAD: &str = "EMBEDSERVE_BENCH_WORKLOAD";
 /// Tokens of one of our batches, as the server's default.
@@ -40,41 +41,73 @@ pub fn run() {
     let value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
     let weight_file = folder.join("model.safetensors");
     let files = std::slice::from_ref(&weight_file);
-    let mut loaded = arch::load(&value, files, &Device::Cpu, Compute::exact(Isa::detect())).expect("our model");
     let weights = Weights::open(files, str::to_owned).expect("weights");
     let builder = VarBuilder::from_backend(Box::new(weights), DType::F32, Device::Cpu);
     let config: Config = serde_json::from_str(&text).expect("config.json");
     let candle = BertModel::load(builder, &config).expect("candle's model");
 
-    // A driver that calls us in each of its rounds needs one of ours.
-    let rounds = if std::env::var_os(WORKLOAD).is_some() { 1 } else { ROUNDS };
     let n_threads = threads::available();
     let pool = Threads::new(n_threads).expect("threads");
     let peak = peak_flops(n_threads);
-    let spec = &loaded.spec;
+    println!("{}", json!({"threads": n_threads, "peak_gflops": (peak / 1e9).round(), "isa": Isa::detect().name()}));
+    let mut models: Vec<(Precision, arch::Loaded)> = Vec::new();
+    for precision in precisions() {
+        let compute = Compute { isa: Isa::detect(), precision };
+        models.push((precision, arch::load(&value, files, &Device::Cpu, compute).expect("our model")));
+    }
+    let spec = &models.first().expect("a precision").1.spec;
     let linear = 2 * spec.n_layers() * (4 * spec.hidden_size.pow(2) + 2 * spec.hidden_size * spec.intermediate_size);
     let attention = 4 * spec.n_layers() * spec.hidden_size;
-    println!("{}", json!({"threads": n_threads, "peak_gflops": (peak / 1e9).round(), "isa": Isa::detect().name()}));
 
     for (name, rows) in workloads(&folder) {
         let tokens: usize = rows.iter().map(Vec::len).sum();
         let flops: f64 = rows.iter().map(|row| (row.len() * (linear + attention * row.len())) as f64).sum();
-        let mut ours = || packed(loaded.encoder.as_mut(), &pool, &rows);
+        let mut engines: Vec<(&str, Precision)> = models.iter().map(|(precision, _)| (OURS, *precision)).collect();
         let mut padded = || padded(&candle, &rows);
         let mut single = || rows.iter().for_each(|row| candle_batch(&candle, &[row]));
-        let times = in_turn(rounds, &mut [&mut ours, &mut padded, &mut single]);
+        let mut ours: Vec<_> =
+            models.iter_mut().map(|(_, model)| || packed(model.encoder.as_mut(), &pool, &rows)).collect();
+        let mut contenders: Vec<&mut dyn FnMut()> = ours.iter_mut().map(|run| run as &mut dyn FnMut()).collect();
+        if engines.iter().any(|(_, precision)| *precision == Precision::F32) {
+            engines.extend([("candle padded", Precision::F32), ("candle unpadded", Precision::F32)]);
+            contenders.extend([&mut padded as &mut dyn FnMut(), &mut single]);
+        }
+        let times = in_turn(rounds(), &mut contenders);
         let medians: Vec<f64> = times.iter().map(|times| median(times).as_secs_f64()).collect();
-        for (engine, seconds) in ["embedserve", "candle padded", "candle unpadded"].into_iter().zip(&medians) {
+        for ((engine, precision), seconds) in engines.into_iter().zip(&medians) {
+            // Processors that multiply bf16 or int8 do two or four for every f32.
+            let peak = peak
+                * f64::from(match precision {
+                    Precision::F32 => 1_u8,
+                    Precision::Bf16 => 2,
+                    Precision::Int8 => 4,
+                });
             let figures = json!({
-                "workload": name, "engine": engine, "tokens": tokens,
+                "workload": name, "engine": engine, "precision": precision.name(), "tokens": tokens,
                 "tokens_per_s": (tokens as f64 / seconds).round(),
                 "ms": (seconds * 1e5).round() / 1e2,
                 "percent_of_peak": (1000.0 * flops / seconds / peak).round() / 10.0,
-                "ours_over_this": (100.0 * seconds / medians[0]).round() / 100.0,
+                "first_over_this": (100.0 * seconds / medians[0]).round() / 100.0,
             });
             println!("{figures}");
         }
     }
+}
+
+/// A driver that calls us in each of its rounds says how many of ours it needs.
+fn rounds() -> usize {
+    let given = std::env::var("EMBEDSERVE_BENCH_ROUNDS").ok().map(|text| text.parse().expect("a number of rounds"));
+    given.unwrap_or(if std::env::var_os(WORKLOAD).is_some() { 1 } else { ROUNDS })
+}
+
+/// All that this processor multiplies, or those of `EMBEDSERVE_BENCH_PRECISIONS`.
+fn precisions() -> Vec<Precision> {
+    let usable = Compute::exact(Isa::detect()).usable();
+    let Ok(wanted) = std::env::var("EMBEDSERVE_BENCH_PRECISIONS") else {
+        return if std::env::var_os(WORKLOAD).is_some() { vec![Precision::F32] } else { usable };
+    };
+    let named = |name: &str| usable.iter().copied().find(|precision| precision.name() == name);
+    wanted.split(',').map(|name| named(name).expect("a format that this processor multiplies")).collect()
 }
 
 /// The design's workloads, or the texts of a file that a driver compares several programs on.

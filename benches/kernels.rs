@@ -1,51 +1,62 @@
-//! The matrix product at the shapes of real models, in percent of the machine's own multiply-add peak measured in the
-//! same run, beside candle's matmul: `cargo bench --bench compute -- kernels`.
-
-use std::sync::Arc;
+//! The matrix product at the shapes of real models on one core, in percent of what the core's own registers do, beside
+//! candle's matmul on all cores: `cargo bench --bench compute -- kernels`.
 
 use candle_core::{Device, Tensor};
-use embedserve::kernel::{Activation, Isa, Linear, PackedMatrix};
-use embedserve::threads::{self, Threads};
+use embedserve::kernel::cpu::linear::linear_rows;
+use embedserve::kernel::{Activation, Compute, Isa, PackedMatrix, Precision};
 
 use crate::support::{Random, in_turn, median, peak_flops};
 
 const ROUNDS: usize = 7;
 
 pub fn run() {
-    let n_threads = threads::available();
-    let threads = Threads::new(n_threads).expect("threads");
-    let peak = peak_flops(n_threads);
-    println!("{n_threads} threads, multiply-add peak {:.0} GFLOP/s", peak / 1e9);
-    println!("{:>6} {:>6} {:>6} {:>10} {:>8} {:>10} {:>8}", "rows", "in", "out", "ours", "% peak", "candle", "ratio");
+    let isa = Isa::detect();
+    let peak = peak_flops(1);
+    println!("one core, f32 peak {:.0} GFLOP/s; bf16 in percent of twice, int8 of four times as much", peak / 1e9);
+    println!("{:>6} {:>6} {:>6} {:>22} {:>22} {:>22} {:>10}", "rows", "in", "out", "f32", "bf16", "int8", "candle");
     let mut random = Random::new(1);
     for (k, n) in [(384, 1152), (384, 1536), (1536, 384), (768, 2304), (768, 3072), (3072, 768)] {
         let weight = random.floats(n * k, 1.0);
-        let packed = Arc::new(PackedMatrix::pack(n, k, &weight, None));
-        let linear = Linear { weight: packed, activation: Activation::None, isa: Isa::detect() };
+        let precisions = Compute::exact(isa).usable();
+        let packed: Vec<PackedMatrix> =
+            precisions.iter().map(|precision| PackedMatrix::pack_as(*precision, (n, k), &weight, None)).collect();
         let transposed = Tensor::from_vec(weight, (n, k), &Device::Cpu).and_then(|w| w.t()).expect("weight");
-        for m in [8, 32, 128, 512, 2048] {
-            let x = Tensor::from_vec(random.floats(m * k, 1.0), (m, k), &Device::Cpu).expect("input");
-            let repeats = (2048 / m).clamp(1, 64);
-            let mut ours = || {
-                for _ in 0..repeats {
-                    std::hint::black_box(threads.turn(|| linear.forward(&x)).expect("ours"));
-                }
+        for m in [1, 8, 16, 32, 128, 512] {
+            let values = random.floats(m * k, 1.0);
+            let x = Tensor::from_vec(values.clone(), (m, k), &Device::Cpu).expect("input");
+            let repeats = (1024 / m).clamp(1, 64);
+            let repeated = |run: &dyn Fn()| (0..repeats).for_each(|_| run());
+            let product = |weight: &PackedMatrix| {
+                std::hint::black_box(linear_rows(isa, &values, weight, Activation::None));
             };
             let mut theirs = || {
-                for _ in 0..repeats {
+                repeated(&|| {
                     std::hint::black_box(x.matmul(&transposed).expect("candle"));
-                }
+                });
             };
-            let times = in_turn(ROUNDS, &mut [&mut ours, &mut theirs]);
+            let mut ours: Vec<_> = packed.iter().map(|weight| || repeated(&|| product(weight))).collect();
+            let mut contenders: Vec<&mut dyn FnMut()> = ours.iter_mut().map(|run| run as &mut dyn FnMut()).collect();
+            contenders.push(&mut theirs);
+            let times = in_turn(ROUNDS, &mut contenders);
             let flops = (2 * m * k * n * repeats) as f64;
-            let rates: Vec<f64> = times.iter().map(|times| flops / median(times).as_secs_f64()).collect();
-            println!(
-                "{m:>6} {k:>6} {n:>6} {:>8.0} G {:>7.0}% {:>8.0} G {:>7.2}x",
-                rates[0] / 1e9,
-                100.0 * rates[0] / peak,
-                rates[1] / 1e9,
-                rates[0] / rates[1],
-            );
+            let rate = |index: usize| flops / median(&times[index]).as_secs_f64();
+            print!("{m:>6} {k:>6} {n:>6}");
+            for precision in Precision::ALL {
+                let Some(index) = precisions.iter().position(|usable| *usable == precision) else {
+                    print!(" {:>22}", "-");
+                    continue;
+                };
+                // Some weights are kept wider than asked for.
+                let held = packed[index].precision();
+                let factor = match held {
+                    Precision::F32 => 1.0,
+                    Precision::Bf16 => 2.0,
+                    Precision::Int8 => 4.0,
+                };
+                let percent = 100.0 * rate(index) / (factor * peak);
+                print!(" {:>8.0} G {percent:>4.0}% {:>5}", rate(index) / 1e9, held.name());
+            }
+            println!(" {:>8.0} G", rate(precisions.len()) / 1e9);
         }
     }
 }

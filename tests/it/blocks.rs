@@ -96,7 +96,7 @@ fn sum(a: &[f64], b: &[f64]) -> Vec<f64> {
 }
 
 /// Lengths that make tiles for single threads, outsized sequences for teams, and tails everywhere.
-const LENGTHS: [&[usize]; 4] = [&[1], &[3, 17], &[1, 17, 2, 40, 33, 64, 130], &[300, 5, 1, 20]];
+const LENGTHS: [&[usize]; 5] = [&[1], &[3, 17], &[1, 17, 2, 40, 33, 64, 130], &[300, 5, 1, 20], &[50, 21]];
 
 // Every combination of what attention may have, over sequences shorter and longer than windows, panels and blocks.
 #[test]
@@ -105,7 +105,7 @@ fn self_attention_matches_the_reference() {
     let bias = |head: usize, distance: isize| 0.1 * (head as f64 + 1.0) * (distance.clamp(-20, 20) as f64 * 0.7).sin();
     let none = |_: usize, _: isize| 0.0;
     for ((hidden, n_heads, size), lengths) in
-        [(12, 1, 5), (32, 4, 8), (48, 3, 16), (64, 2, 32)].into_iter().zip(LENGTHS)
+        [(12, 1, 5), (32, 4, 8), (48, 3, 16), (64, 2, 32), (64, 4, 16)].into_iter().zip(LENGTHS)
     {
         let (inner, offsets) = (n_heads * size, offsets(lengths));
         let x = random.floats(offsets.last().unwrap() * hidden, 1.0);
@@ -155,7 +155,7 @@ fn self_attention_matches_the_reference() {
 #[test]
 fn feed_forward_with_any_norms_matches_the_reference() {
     let mut random = Random::new(14);
-    for ((hidden, middle), lengths) in [(5, 7), (33, 50), (48, 100), (64, 192)].into_iter().zip(LENGTHS) {
+    for ((hidden, middle), lengths) in [(5, 7), (33, 50), (48, 100), (64, 192), (64, 130)].into_iter().zip(LENGTHS) {
         let offsets = offsets(lengths);
         let x = random.floats(offsets.last().unwrap() * hidden, 1.0);
         let (gamma, beta) = (random.floats(hidden, 1.0), random.floats(hidden, 1.0));

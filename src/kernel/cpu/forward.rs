@@ -16,6 +16,8 @@ use super::worker::{ROWS_WORTH_SHARING, Scratch, TileMemory, Tokens, Widths, Wor
 
 /// Tokens of one tile: more gain no speed, and cost memory.
 const TILE_TOKENS: usize = 256;
+/// Multiplications per layer from which it pays to wait for other threads: some ten microseconds of one.
+const TEAM_WORK: usize = 1 << 20;
 /// The work of one token of its own, in units of attention to one other token: decides what is a fair share.
 const TOKEN_COST: usize = 4096;
 
@@ -74,6 +76,9 @@ pub fn forward(
 ) -> Vec<f32> {
     let n_threads = rayon::current_num_threads();
     let lengths: Vec<usize> = batch.offsets.windows(2).map(|span| span[1] - span[0]).collect();
+    // A batch too small for two threads needs none but this one.
+    let work = batch.ids.len() * widths.hidden * (4 * widths.inner + 2 * widths.middle);
+    let n_threads = if work < TEAM_WORK { 1 } else { n_threads };
     let plan = plan(&lengths, n_threads);
     let mut out = vec![0.0; batch.ids.len() * widths.hidden];
     let place = Rows::new(&mut out, widths.hidden);

@@ -7,9 +7,9 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 
-/// Looks at the barrier before going to sleep: tens of microseconds, longer than a well-balanced team waits and shorter
-/// than a time slice.
-const SPINS: usize = 20_000;
+/// Looks at the barrier before going to sleep: tens of microseconds, longer than a well-balanced team waits, and little
+/// beside what it costs to be woken.
+const SPINS: usize = 4_000;
 
 /// A barrier that can be used any number of times.
 #[derive(Debug, Default)]
