@@ -98,7 +98,7 @@ fn sum(a: &[f64], b: &[f64]) -> Vec<f64> {
 /// Lengths that make tiles for single threads, outsized sequences for teams, and tails everywhere.
 const LENGTHS: [&[usize]; 5] = [&[1], &[3, 17], &[1, 17, 2, 40, 33, 64, 130], &[300, 5, 1, 20], &[50, 21]];
 
-// Every combination of what attention may have, over sequences shorter and longer than windows, panels and blocks.
+// N-05: every option of attention with every other, over sequences shorter and longer than windows, panels and blocks.
 #[test]
 fn self_attention_matches_the_reference() {
     let mut random = Random::new(4);
@@ -152,6 +152,7 @@ fn self_attention_matches_the_reference() {
     }
 }
 
+// N-05
 #[test]
 fn feed_forward_with_any_norms_matches_the_reference() {
     let mut random = Random::new(14);
@@ -213,7 +214,7 @@ fn has_instructions(precision: Precision) -> bool {
     return precision == Precision::F32;
 }
 
-// Errors relative to the size of the outputs, about 1: bf16 has 8 bits of mantissa, int8 a step of 1/127 of the largest.
+// N-05: errors relative to outputs of about 1: bf16 has 8 bits of mantissa, int8 a step of 1/127 of the largest.
 #[test]
 fn every_number_format_is_as_exact_as_it_promises_over_odd_shapes() {
     let mut random = Random::new(21);
@@ -268,7 +269,7 @@ fn a_row_has_the_same_bits_in_any_company_in_every_format() {
     }
 }
 
-// A poisoned row is seen in every format, and harms nobody else.
+// N-02: a poisoned row is seen in every format, and harms nobody else.
 #[test]
 fn a_nan_stays_in_its_row_and_visible() {
     let mut random = Random::new(23);

@@ -15,6 +15,7 @@ fn vector_levels() -> impl Iterator<Item = Isa> {
     Isa::ALL.into_iter().filter(|isa| isa.is_supported() && *isa != Isa::Portable)
 }
 
+// N-05
 #[test]
 fn a_product_is_one_chain_of_fused_multiply_adds() {
     let mut random = Random::new(21);
@@ -42,6 +43,7 @@ fn checksum(values: &[f32]) -> u64 {
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
+// N-05
 #[test]
 fn activations_have_the_same_bits_everywhere() {
     // 1,003 values: whole vectors and a tail.
