@@ -7,6 +7,7 @@
 #![expect(clippy::print_stderr, reason = "a test may say what it left out and what it measured")]
 #![expect(unreachable_pub, reason = "support modules are public to their siblings")]
 
+mod allocations;
 mod auth;
 mod blocks;
 mod bundle;

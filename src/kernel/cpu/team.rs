@@ -10,6 +10,9 @@ use std::sync::{Condvar, Mutex, PoisonError};
 /// Looks at the barrier before going to sleep: tens of microseconds, longer than a well-balanced team waits, and little
 /// beside what it costs to be woken.
 const SPINS: usize = 4_000;
+/// Looks after which the processor is offered to others: the one waited for may have been put on the same one, and would
+/// run only when this thread has used up its looks, at every barrier of the pass.
+const SPINS_BETWEEN_OFFERS: usize = 64;
 
 /// A barrier that can be used any number of times.
 #[derive(Debug, Default)]
@@ -60,11 +63,15 @@ impl Barrier {
             return !self.is_broken();
         }
         let is_over = || self.round.load(Ordering::Acquire) != round || self.is_broken();
-        for _ in 0..SPINS {
+        for spin in 1..=SPINS {
             if is_over() {
                 return !self.is_broken();
             }
-            std::hint::spin_loop();
+            if spin % SPINS_BETWEEN_OFFERS == 0 {
+                std::thread::yield_now();
+            } else {
+                std::hint::spin_loop();
+            }
         }
         let mut sleeping = self.sleeping.lock().unwrap_or_else(PoisonError::into_inner);
         while !is_over() {
