@@ -130,7 +130,7 @@ fn measure_own(
     let folder = source::obtain(spec, &config.source, &LoadProgress::default(), &AtomicBool::new(false))?;
     let work = Work::of_folder(&folder.path)?;
     let machine = machine(time);
-    let mut facts = json!({ "model": spec.id, "revision": folder.revision, "dtype": args.models.dtype,
+    let mut facts = json!({ "model": spec.id, "revision": folder.revision, "dtype": spec.precision().to_string(),
         "kernels": config.batch.isa.name(), "threads": config.batch.threads });
 
     say(format_args!("start"));
