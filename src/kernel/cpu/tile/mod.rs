@@ -47,6 +47,7 @@ pub(super) struct Tile {
     /// First panel of B.
     pub(super) b: *const u8,
     /// Bytes from one panel to the next.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "tiles of one panel have no next"))]
     pub(super) panel_stride: usize,
     /// Groups of k.
     pub(super) steps: usize,
@@ -98,6 +99,7 @@ pub(super) const fn largest(isa: Isa, precision: Precision) -> (usize, usize) {
 /// panels of B and every vector named in `tile` that is not null can be read (C: written) over the whole tile; no other
 /// thread touches that part of C.
 pub(super) unsafe fn run(isa: Isa, precision: Precision, (rows, panels): (usize, usize), tile: &Tile) {
+    debug_assert!(rows <= largest(isa, precision).0 && panels <= largest(isa, precision).1, "the tile is too large");
     match (isa, precision) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: passed on from the caller.
