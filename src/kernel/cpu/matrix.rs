@@ -141,8 +141,8 @@ impl PackedMatrix {
 /// Not everything is worth eight bits. Heads and small weights are exact: they cost nothing. Products with more inputs than
 /// outputs, the second of every feed-forward network, take bf16 where the processor multiplies it: their inputs, behind an
 /// activation, are a few large values among thousands, and their error goes straight into the residual stream. With them
-/// in int8 the least cosine on real MiniLM weights is 0.9986, with any other product in bf16 instead at most 0.9989, with
-/// these 0.9993.
+/// in int8 the least cosine of 44 texts on real MiniLM weights is 0.9986, with any other product in bf16 instead at most 0.9989, with
+/// these 0.9990.
 fn held_as(precision: Precision, (n, k): (usize, usize)) -> Precision {
     if precision != Precision::Int8 {
         return precision;
