@@ -140,9 +140,9 @@ impl PackedMatrix {
 ///
 /// Not everything is worth eight bits. Heads and small weights are exact: they cost nothing. Products with more inputs than
 /// outputs, the second of every feed-forward network, take bf16 where the processor multiplies it: their inputs, behind an
-/// activation, are a few large values among thousands, and their error goes straight into the residual stream. With them
-/// in int8 the least cosine of 44 texts on real MiniLM weights is 0.9986, with any other product in bf16 instead at most 0.9989, with
-/// these 0.9990.
+/// activation, are a few large values among thousands, and their error goes straight into the residual stream. On real
+/// MiniLM weights the least cosine of the gate's 44 texts is 0.9986 with them in int8, at most 0.9989 with any one other
+/// product in bf16 instead, and 0.9990 with these.
 fn held_as(precision: Precision, (n, k): (usize, usize)) -> Precision {
     if precision != Precision::Int8 {
         return precision;
@@ -150,11 +150,10 @@ fn held_as(precision: Precision, (n, k): (usize, usize)) -> Precision {
     if n < MIN_INT8_COLUMNS || block_size(k) < MIN_ROTATION {
         return Precision::F32;
     }
-    match k > n {
-        false => Precision::Int8,
-        true if multiplies_bf16() => Precision::Bf16,
-        true => Precision::F32,
+    if k <= n {
+        return Precision::Int8;
     }
+    if multiplies_bf16() { Precision::Bf16 } else { Precision::F32 }
 }
 
 /// Whether this processor has an instruction for products of bf16.
