@@ -2,7 +2,7 @@
 //!
 //! Every thread takes whole sequences through all layers alone, without waiting for the others: hidden states and
 //! weights in use stay in its caches. Where that leaves a thread idle, because there are few tokens or one sequence
-//! outweighs the others, all threads compute a tile together ([`super::team`]).
+//! outweighs the others, all threads compute a tile together (`team`).
 //!
 //! In which tile a sequence rides, and with how many threads, changes no bit of its result.
 

@@ -1,4 +1,4 @@
-//! A weight packed once at load into the panels of [`super::tile`], in the number format it is multiplied in.
+//! A weight packed once at load into the panels of `tile`, in the number format it is multiplied in.
 //!
 //! **int8.** For `y = x·Wᵀ` both sides are rotated by the same orthogonal matrix R first, so that the product stays the
 //! same while outliers are spread over their block: `W' = W·R`, one scale per output column `s = max|W'|/127`, values
@@ -65,7 +65,7 @@ impl PackedMatrix {
         Self::pack_as(Precision::F32, (n, k), weight, bias)
     }
 
-    /// Packs for a precision. What loses too much by int8 is kept wider where int8 is asked for: see [`held_as`].
+    /// Packs for a precision. What loses too much by int8 is kept wider where int8 is asked for: see `held_as`.
     pub fn pack_as(precision: Precision, (n, k): (usize, usize), weight: &[f32], bias: Option<Vec<f32>>) -> Self {
         let panels = match held_as(precision, (n, k)) {
             Precision::Int8 => Panels::Int8(Int8Panels::pack(n, k, weight)),

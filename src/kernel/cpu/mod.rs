@@ -2,7 +2,7 @@
 //! every 64-bit Arm processor.
 //!
 //! Element-wise kernels are written once in plain Rust and compiled per instruction set by `dispatch!`; the matrix
-//! product has hand-written tiles in [`tile`]. In f32, AVX2, AVX-512 and NEON give the same bits: every result is one
+//! product has hand-written tiles in `tile`. In f32, AVX2, AVX-512 and NEON give the same bits: every result is one
 //! chain of fused multiply-adds over k, whatever the vector width. The portable level rounds products before adding
 //! them (a fused multiply-add without hardware support is a library call), so its last bits differ.
 

@@ -1,6 +1,6 @@
 //! How many f32 multiply-adds per second this machine does on registers alone: the roof of every f32 kernel.
 //!
-//! `steps` rounds of `s[c] = s[c]·a + b` over [`CHAINS`] independent registers: no memory, and enough chains to hide the
+//! `steps` rounds of `s[c] = s[c]·a + b` over `CHAINS` independent registers: no memory, and enough chains to hide the
 //! latency of any multiply-add unit. A rate counts two operations per multiply-add. Every thread times itself, from a
 //! common start, and the rates are added up. What else runs on the machine lowers the result, never raises it: repeat,
 //! and take the largest as the peak.
