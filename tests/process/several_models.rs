@@ -45,7 +45,7 @@ fn unloading_gives_memory_back_to_the_system() {
     load("large");
     let before = load("small");
     let mut sizes = Vec::new();
-    for _ in 0..4 {
+    for _ in 0..12 {
         let with = load("large");
         // The allocator gives pages back after a moment.
         let without = wait_for("memory that falls", || {
@@ -54,8 +54,10 @@ fn unloading_gives_memory_back_to_the_system() {
         });
         sizes.push((with, without));
     }
-    let (_, last) = sizes[3];
-    assert!(last < before + weights / 2, "memory grows from {before}: {sizes:?}");
+    // The threads that pack weights keep up to 35 MB of free memory between them, taken over the first few rounds. What
+    // a round leaves behind for good, a twelfth of the weights or more, would show.
+    let (_, last) = sizes[11];
+    assert!(last < before + weights, "memory grows from {before}: {sizes:?}");
 }
 
 #[test]
