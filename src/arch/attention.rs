@@ -1,4 +1,5 @@
-//! Loading of the attention block: one fused query-key-value product, attention between offsets, output projection.
+//! Loading of the attention block: query, key and value, fused as far as their formats are the same, attention between
+//! offsets, output projection.
 
 use std::sync::Arc;
 
@@ -29,8 +30,15 @@ pub fn load(
     let parts = ["query", "key", "value"];
     let qkv = load_stacked(weights, &role, ("qkv", &parts), (inner, hidden), spec.attention.input_bias)?;
     let output = load_matrix(weights, &format!("{role}.output"), (hidden, inner), spec.attention.output_bias)?;
+    let delicate = compute.where_delicate();
+    let qkv = if delicate == compute {
+        vec![qkv.pack(compute, Activation::None)]
+    } else {
+        let (scores, values) = qkv.split_at(2 * inner);
+        vec![scores.pack(compute, Activation::None), values.pack(delicate, Activation::None)]
+    };
     Ok(SelfAttention {
-        qkv: qkv.pack(compute, Activation::None),
+        qkv,
         attention: Attention {
             n_heads: spec.n_heads,
             scale: spec.attention.scale,
@@ -38,7 +46,7 @@ pub fn load(
             rotary: places.rotary,
             window: options.window,
         },
-        output: output.pack(compute, Activation::None),
+        output: output.pack(delicate, Activation::None),
     })
 }
 
@@ -51,6 +59,14 @@ pub struct StoredLinear {
 }
 
 impl StoredLinear {
+    /// The layer as two: the first `n` outputs, and the others.
+    fn split_at(mut self, n: usize) -> (Self, Self) {
+        let (all, k) = self.shape;
+        let weight = self.weight.split_off(n * k);
+        let bias = self.bias.as_mut().map(|bias| bias.split_off(n));
+        (Self { shape: (n, k), ..self }, Self { shape: (all - n, k), weight, bias })
+    }
+
     /// Packed for the kernels.
     pub fn pack(self, Compute { isa, precision }: Compute, activation: Activation) -> Linear {
         let weight = Arc::new(PackedMatrix::pack_as(precision, self.shape, &self.weight, self.bias));

@@ -141,6 +141,6 @@ impl Layer {
     fn size_bytes(&self) -> usize {
         let SelfAttention { qkv, attention: _, output } = &self.attention;
         let FeedForward { up, gate: _, down } = &self.feed_forward;
-        [qkv, output, up, down].map(|linear| linear.weight.size_bytes()).iter().sum()
+        qkv.iter().chain([output, up, down]).map(|linear| linear.weight.size_bytes()).sum()
     }
 }

@@ -17,12 +17,14 @@ pub fn load(
 ) -> Result<FeedForward, WeightsError> {
     let role = format!("layers.{layer}.feed_forward");
     let (hidden, width, options) = (spec.hidden_size, spec.intermediate_size, spec.feed_forward);
+    // Models of this kind build up their few huge values in the last layers but one (Bondarenko et al. 2021).
+    let up_compute = if layer + 2 == spec.n_layers() { compute.where_delicate() } else { compute };
     let (up, gate) = if options.gated {
         let up = load_gate_up(weights, &role, (width, hidden), options.up_bias)?;
-        (up.pack(compute, Activation::None), Some(options.activation))
+        (up.pack(up_compute, Activation::None), Some(options.activation))
     } else {
         let up = load_matrix(weights, &format!("{role}.up"), (width, hidden), options.up_bias)?;
-        (up.pack(compute, options.activation), None)
+        (up.pack(up_compute, options.activation), None)
     };
     let down = load_matrix(weights, &format!("{role}.down"), (hidden, width), options.down_bias)?;
     Ok(FeedForward { up, gate, down: down.pack(compute, Activation::None) })

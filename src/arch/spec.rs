@@ -136,9 +136,22 @@ impl EncoderSpec {
 
     /// Parameters of the matrix products of all layers: those that a number format below f32 makes smaller.
     pub fn n_linear_parameters(&self) -> u64 {
-        let (h, f, inner) = (self.hidden_size as u64, self.intermediate_size as u64, self.inner_size() as u64);
-        let products = if self.feed_forward.gated { 3 } else { 2 };
-        let layer = (4 * h).saturating_mul(inner).saturating_add((products * h).saturating_mul(f));
+        let (h, inner) = (self.hidden_size as u64, self.inner_size() as u64);
+        let down = h.saturating_mul(self.intermediate_size as u64);
+        let layer = (4 * h).saturating_mul(inner).saturating_add(self.n_up_parameters()).saturating_add(down);
         layer.saturating_mul(self.n_layers() as u64)
+    }
+
+    /// As many of them as are delicate: see [`Precision::where_delicate`](crate::kernel::Precision::where_delicate).
+    pub fn n_delicate_parameters(&self) -> u64 {
+        let layer = (2 * self.hidden_size as u64).saturating_mul(self.inner_size() as u64);
+        let up = if self.n_layers() > 1 { self.n_up_parameters() } else { 0 };
+        layer.saturating_mul(self.n_layers() as u64).saturating_add(up)
+    }
+
+    /// Parameters of one feed-forward network's first product.
+    const fn n_up_parameters(&self) -> u64 {
+        let products = if self.feed_forward.gated { 2 } else { 1 };
+        (products * self.hidden_size as u64).saturating_mul(self.intermediate_size as u64)
     }
 }

@@ -96,8 +96,9 @@ impl Attention {
 /// An attention block without its norm.
 #[derive(Debug, Clone)]
 pub struct SelfAttention {
-    /// `[3·inner, hidden]`: query, key and value side by side.
-    pub qkv: Linear,
+    /// `[3·inner, hidden]`: query, key and value side by side, in one product or in several whose columns follow each
+    /// other.
+    pub qkv: Vec<Linear>,
     pub attention: Attention,
     /// `[hidden, inner]`.
     pub output: Linear,

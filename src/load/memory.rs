@@ -30,17 +30,20 @@ const TABLE_VALUE_BYTES: u64 = 4;
 pub fn estimate(folder: &Path, precision: Precision) -> Result<u64, LoadError> {
     let files = weight_files(folder)?;
     let values = files.iter().map(header_values).sum::<Result<u64, ModulesError>>()?;
-    let linear = match precision {
-        Precision::F32 => 0,
+    let (linear, delicate) = match precision {
+        Precision::F32 => (0, 0),
         Precision::Bf16 | Precision::Int8 => {
             let config = required_json(&folder.join("config.json"))?;
             let encoder = encoder_spec(&config)?;
             arch::check_sizes(&encoder, &files)?;
-            encoder.n_linear_parameters().min(values)
+            let linear = encoder.n_linear_parameters().min(values);
+            (linear, encoder.n_delicate_parameters().min(linear))
         }
     };
     let tables = (values - linear).saturating_mul(TABLE_VALUE_BYTES);
-    Ok(tables.saturating_add(linear.saturating_mul(precision.weight_bytes())))
+    let delicate_bytes = delicate.saturating_mul(precision.where_delicate().weight_bytes());
+    let linear_bytes = (linear - delicate).saturating_mul(precision.weight_bytes()).saturating_add(delicate_bytes);
+    Ok(tables.saturating_add(linear_bytes))
 }
 
 /// Values that a safetensors header announces.

@@ -53,7 +53,7 @@ impl Layer {
         };
         Self {
             attention: SelfAttention {
-                qkv: linear(3 * HIDDEN, HIDDEN, Activation::None),
+                qkv: vec![linear(3 * HIDDEN, HIDDEN, Activation::None)],
                 attention: Attention { n_heads: 2, scale: 0.2, bias: None, rotary: None, window: None },
                 output: linear(HIDDEN, HIDDEN, Activation::None),
             },

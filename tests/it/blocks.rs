@@ -77,6 +77,16 @@ impl Layer {
         Linear { weight: Arc::new(weight), activation, isa: Isa::Portable }
     }
 
+    /// The first `n` outputs, and the others.
+    fn split_at(&self, n: usize) -> [Self; 2] {
+        let part = |rows: std::ops::Range<usize>| Self {
+            weight: self.weight[rows.start * self.k..rows.end * self.k].to_vec(),
+            bias: self.bias[rows].to_vec(),
+            k: self.k,
+        };
+        [part(0..n), part(n..self.bias.len())]
+    }
+
     fn reference(&self, x: &[f64], activation: Activation) -> Vec<f64> {
         reference::linear(&narrow(x), &self.weight, Some(&self.bias), self.k, activation)
     }
@@ -129,7 +139,11 @@ fn self_attention_matches_the_reference() {
                 offsets.windows(2).flat_map(|span| reference::attention(rows(span), inner, options)).collect();
             let expected = sum(&widen(&x), &output.reference(&context, Activation::None));
             let block = SelfAttention {
-                qkv: qkv.packed(Precision::F32, Activation::None),
+                qkv: if case % 2 == 0 {
+                    vec![qkv.packed(Precision::F32, Activation::None)]
+                } else {
+                    qkv.split_at(2 * inner).map(|part| part.packed(Precision::F32, Activation::None)).into()
+                },
                 attention: Attention {
                     n_heads,
                     scale,

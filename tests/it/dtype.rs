@@ -107,7 +107,11 @@ fn the_estimate_counts_linear_layers_in_their_format_and_tables_in_f32() {
     let exact = estimate(Precision::F32);
     assert_eq!(exact % 4, 0);
     assert_eq!(estimate(Precision::Bf16), exact - 2 * linear);
-    assert_eq!(estimate(Precision::Int8), exact - 3 * linear);
+    // Values and output of attention are wider, and one layer's first product.
+    let delicate = 2 * 2 * 32 * 32 + 32 * 64;
+    let wider = Precision::Int8.where_delicate().weight_bytes() - 1;
+    assert!(wider > 0);
+    assert_eq!(estimate(Precision::Int8), exact - 3 * linear + delicate * wider);
     let described = |dtype| {
         let spec = ModelSpec { dtype: Some(dtype), ..spec(folder.path()) };
         describe(&spec, folder.path(), &requests(), Isa::Portable).unwrap()
@@ -122,13 +126,12 @@ fn every_family_shrinks() {
     let models = std::fs::read_dir(golden::folder().join("models")).unwrap().map(|entry| entry.unwrap().path());
     let check = |folder: &Path| {
         let [exact, half, small] = Precision::ALL.map(|precision| memory::estimate(folder, precision).unwrap());
-        // What bf16 saves is half of the linear layers, what int8 saves is three quarters.
+        // What bf16 saves is half of the linear layers.
         assert!(
             half < exact && small < half && (exact - half) % 2 == 0,
             "{}: {exact} {half} {small}",
             folder.display()
         );
-        assert_eq!((exact - small) * 2, (exact - half) * 3, "{}", folder.display());
     };
     assert!(models.map(|folder| check(&folder)).count() > 20);
 }

@@ -1,7 +1,7 @@
 //! Activations, in place. Formulas and errors (against f64, over [-40, 40]):
 //!
-//! * `gelu` (erf form): `max(x, 0) − |x|·erfc(|x|/√2)/2`, with erfc by Abramowitz and Stegun 7.1.26. The tail form has
-//!   no cancellation for negative x. Measured error at most 4e-7 absolute.
+//! * `gelu` (erf form): `max(x, 0) − |x|·erfc(|x|/√2)/2`. The tail form has no cancellation for negative x. Measured
+//!   error at most 3e-7 absolute.
 //! * `gelu_new` (tanh form): `x·σ(2·√(2/π)·(x + 0.044715·x³))`, at most 1e-6 + 3e-7·|x|.
 //! * `silu`: `x·σ(x)`; `tanh`: `1 − 2/(e^{2x} + 1)`; `relu`. At most 5e-7·(1 + |x|).
 //!
@@ -93,21 +93,32 @@ fn tanh_all<const FUSED: bool>(values: &mut [f32]) {
     }
 }
 
+/// `max(x, 0) − |x|/2·q(|x|)^−16` with `q(a)^−16 ≈ erfc(a/√2)`: one division, and no exponential.
+///
+/// The power of a polynomial follows the tail of erfc, as in Abramowitz and Stegun's 7.1.28. This one has degree 7 instead
+/// of 6, and coefficients that minimise the largest error of `a/2·erfc(a/√2)` over [0, 9], found by linear programming:
+/// 4e-8 in exact arithmetic. Where the power overflows the quotient is 0, as it should be.
 #[inline(always)]
 fn gelu<const FUSED: bool>(x: f32) -> f32 {
-    // Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26, |error| <= 1.5e-7.
-    const P: f32 = 0.327_591_1;
-    const A: [f32; 5] = [0.254_829_6, -0.284_496_72, 1.421_413_8, -1.453_152_1, 1.061_405_4];
-    let magnitude = x.abs();
-    let a = magnitude * std::f32::consts::FRAC_1_SQRT_2;
-    let t = 1.0 / multiply_add::<FUSED>(P, a, 1.0);
-    let mut poly = A[4];
-    poly = multiply_add::<FUSED>(poly, t, A[3]);
-    poly = multiply_add::<FUSED>(poly, t, A[2]);
-    poly = multiply_add::<FUSED>(poly, t, A[1]);
-    poly = multiply_add::<FUSED>(poly, t, A[0]);
-    let erfc = poly * t * exp::<FUSED>(-a * a);
-    x.max(0.0) - 0.5 * magnitude * erfc
+    const Q: [f32; 8] = [
+        0.999_999_76,
+        0.049_871_37,
+        0.021_120_042,
+        0.003_324_891_7,
+        -1.461_357_5e-5,
+        7.894_6e-5,
+        -2.999_457_8e-6,
+        8.983_81e-7,
+    ];
+    let a = x.abs();
+    let mut q = Q[7];
+    for coefficient in Q[..7].iter().rev() {
+        q = multiply_add::<FUSED>(q, a, *coefficient);
+    }
+    let (q2, half) = (q * q, 0.5 * a);
+    let q4 = q2 * q2;
+    let q8 = q4 * q4;
+    x.max(0.0) - half / (q8 * q8)
 }
 
 /// `e^x`, relative error at most 2.5e-7 inside [-87, 88]; arguments outside are clamped there.

@@ -146,8 +146,12 @@ impl<'a> Worker<'a> {
     /// The hidden states plus attention over them.
     pub fn attend(&mut self, block: &SelfAttention, norms: Norms<'_>) {
         let (hidden, qkv) = (self.rows.hidden, self.rows.qkv);
-        // SAFETY: buffers have all rows of the tile; members write disjoint parts, and wait where one reads another's.
-        unsafe { self.multiply((hidden, norms.before), &block.qkv, (qkv, false)) };
+        let mut column = 0;
+        for part in &block.qkv {
+            // SAFETY: buffers have all rows of the tile; members write disjoint parts, and wait where one reads another's.
+            unsafe { self.multiply((hidden, norms.before), part, (qkv.at(0, column), false)) };
+            column += part.weight.n();
+        }
         self.team.wait();
         let parts = QueryKeyValue { rows: qkv, inner: block.output.weight.k(), offsets: self.tokens.offsets };
         // SAFETY: as above.
