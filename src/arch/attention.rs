@@ -45,6 +45,7 @@ pub fn load(
             bias: places.bias,
             rotary: places.rotary,
             window: options.window,
+            precision: delicate.precision,
         },
         output: output.pack(delicate, Activation::None),
     })

@@ -75,6 +75,8 @@ pub struct Attention {
     pub rotary: Option<Arc<Rotary>>,
     /// A query sees the keys at most this far away; `None` = all.
     pub window: Option<usize>,
+    /// The format of both products, f32 or bf16.
+    pub precision: Precision,
 }
 
 impl Attention {

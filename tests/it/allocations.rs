@@ -54,7 +54,14 @@ impl Layer {
         Self {
             attention: SelfAttention {
                 qkv: vec![linear(3 * HIDDEN, HIDDEN, Activation::None)],
-                attention: Attention { n_heads: 2, scale: 0.2, bias: None, rotary: None, window: None },
+                attention: Attention {
+                    n_heads: 2,
+                    scale: 0.2,
+                    bias: None,
+                    rotary: None,
+                    window: None,
+                    precision: precision.where_delicate(),
+                },
                 output: linear(HIDDEN, HIDDEN, Activation::None),
             },
             feed_forward: FeedForward {

@@ -216,7 +216,7 @@ fn unsafe_code_lives_in_kernels_and_weights_only() {
     check("unsafe code", sources().iter().filter(|s| outside(s)).map(|s| s.lines_with(&["unsafe {", "unsafe fn"])));
     let blocks: usize =
         sources().iter().map(|s| s.lines_with(&["unsafe {", "unsafe fn", "unsafe impl"]).lines().count()).sum();
-    assert!(blocks > 0 && blocks < 140, "{blocks} unsafe blocks: is each still needed?");
+    assert!(blocks > 0 && blocks < 155, "{blocks} unsafe blocks: is each still needed?");
 }
 
 #[test]

@@ -6,10 +6,15 @@
 //! fixed lanes: a sequence's bits depend on nothing outside it. There is no mask: what is not in the sequence is not
 //! there.
 //!
+//! Both products run in f32, or in bf16 where the model's weights are narrower than f32; scores and shares are f32 in
+//! between.
+//!
 //! Rotary positions turn queries and keys as they are packed. A window limits each query to the keys around it: blocks
 //! compute only the key panels that one of their queries sees, so local attention is linear in the length.
 //!
 //! The result takes the place of the queries: nobody needs a block of queries but the one who computes it.
+
+mod operands;
 
 use std::ops::Range;
 
@@ -21,9 +26,9 @@ use super::norm::fold_lanes;
 use super::product::{Epilogue, Operand, product};
 use super::rows::{Rows, padded};
 use super::team::Team;
-use super::tile::{GROUP, LINE, PANEL, Scales};
-use super::transpose::transpose;
-use crate::kernel::{Attention, Precision};
+use super::tile::{GROUP, PANEL};
+use crate::kernel::Attention;
+use operands::{NarrowRows, Panels};
 
 /// Queries whose scores are held at once.
 const QUERY_BLOCK: usize = 32;
@@ -31,10 +36,12 @@ const QUERY_BLOCK: usize = 32;
 /// Buffers of one thread, reused from head to head.
 #[derive(Debug, Default)]
 pub(super) struct AttentionScratch {
-    queries: Vec<f32>,
-    keys: Vec<f32>,
-    values: Vec<f32>,
+    turned: Vec<f32>,
+    queries: NarrowRows,
+    keys: Panels,
+    values: Panels,
     scores: Vec<f32>,
+    shares: NarrowRows,
     bias: Vec<f32>,
 }
 
@@ -117,13 +124,14 @@ unsafe fn attend_head(
     op: &Attention,
     head: &Head,
     blocks: Range<usize>,
-    AttentionScratch { queries, keys, values, scores, bias }: &mut AttentionScratch,
+    AttentionScratch { turned, queries, keys, values, scores, shares, bias }: &mut AttentionScratch,
 ) {
     let (n, size) = (head.n, head.size);
+    let format = (isa, op.precision);
     // SAFETY: nobody writes keys and values during `attend`.
-    unsafe { pack_keys(isa, op, head, keys) };
+    unsafe { keys.pack_keys(format, op.rotary.as_deref(), head) };
     // SAFETY: as above.
-    unsafe { pack_values(head, values) };
+    unsafe { values.pack_values(format, head) };
     if let Some(distances) = &op.bias {
         distances.expand(head.index, n, bias);
     }
@@ -136,29 +144,26 @@ unsafe fn attend_head(
         // Queries are read where they lie, unless they must be turned first.
         let mut from = head.rows.at(first, 0);
         if let Some(rotary) = &op.rotary {
-            queries.resize(queries.len().max(QUERY_BLOCK * size), 0.0);
-            for (row, turned) in queries.chunks_exact_mut(size).take(n_rows).enumerate() {
+            turned.resize(turned.len().max(QUERY_BLOCK * size), 0.0);
+            for (row, turned) in turned.chunks_exact_mut(size).take(n_rows).enumerate() {
                 // SAFETY: this block of queries is this member's own.
                 let query = unsafe { head.part(first + row, 0) };
                 rotary.turn(first + row, query, |i, x| turned[i] = x);
             }
-            from = Rows::new(queries, size);
+            from = Rows::new(turned, size);
         }
         // The keys that any query of the block sees, from a whole panel on.
         let seen = first.saturating_sub(reach) / PANEL * PANEL..n.min(first + n_rows + reach);
         let table = Rows::new(scores, stride);
-        let operand = |rows: Rows| Operand {
-            start: rows.as_ptr().cast_const().cast(),
-            stride: rows.stride() * size_of::<f32>(),
-            scales: std::ptr::null(),
-        };
+        // SAFETY: this block of queries is this member's own.
+        let from = unsafe { queries.operand(format, from, (n_rows, size)) };
         // Scores of the zeros past the last key are computed too, and left out of the softmax.
         let width = seen.len().next_multiple_of(PANEL);
-        let view = packed(&keys[seen.start * size..], (size, size), width);
+        let view = keys.view((seen.start / PANEL, 0), size, width);
         // SAFETY: the score table holds the rows of a block and whole panels of keys, and belongs to this thread.
-        unsafe { all_columns(isa, (operand(from), n_rows), &view, table) };
-        let mut shares = [0.0_f32; QUERY_BLOCK];
-        for (row, share) in shares.iter_mut().take(n_rows).enumerate() {
+        unsafe { all_columns(isa, (from, n_rows), &view, table) };
+        let mut factors = [0.0_f32; QUERY_BLOCK];
+        for (row, factor) in factors.iter_mut().take(n_rows).enumerate() {
             let query = first + row;
             let visible = query.saturating_sub(reach).max(seen.start)..seen.end.min(query + reach + 1);
             let columns = visible.start - seen.start..visible.end - seen.start;
@@ -174,33 +179,20 @@ unsafe fn attend_head(
             }
             row[..columns.start].fill(f32::NEG_INFINITY);
             row[columns.end..].fill(f32::NEG_INFINITY);
-            *share = dispatch!(isa, exponents(row: &mut [f32], scale: f32) -> f32);
+            *factor = dispatch!(isa, exponents(row: &mut [f32], scale: f32) -> f32);
             row[..columns.start].fill(0.0);
             row[columns.end..].fill(0.0);
         }
-        let view = packed(&values[seen.start * PANEL..], (n, seen.len()), size);
+        let view = values.view((0, seen.start), seen.len(), size);
+        // SAFETY: the score table belongs to this thread.
+        let weights = unsafe { shares.operand(format, table, (n_rows, width)) };
         let out = head.rows.at(first, 0);
         // SAFETY: the place of this block's queries, which nobody needs any more; the head's columns only.
-        unsafe { all_columns(isa, (operand(table), n_rows), &view, out) };
-        for (row, share) in shares.iter().take(n_rows).enumerate() {
+        unsafe { all_columns(isa, (weights, n_rows), &view, out) };
+        for (row, factor) in factors.iter().take(n_rows).enumerate() {
             // SAFETY: as above.
-            unsafe { out.row_mut(row, size) }.iter_mut().for_each(|x| *x *= share);
+            unsafe { out.row_mut(row, size) }.iter_mut().for_each(|x| *x *= factor);
         }
-    }
-}
-
-/// Buffers packed in panels as a weight: `k` steps of each panel taken, `stride` steps from one to the next.
-fn packed(panels: &[f32], (stride, k): (usize, usize), n: usize) -> MatrixView {
-    let last = (n.div_ceil(PANEL).max(1) - 1) * stride + k;
-    assert!(panels.len() >= last * PANEL, "packed keys or values are too short");
-    MatrixView {
-        precision: Precision::F32,
-        panels: panels.as_ptr().cast(),
-        panel_stride: stride * LINE,
-        steps: k,
-        n,
-        bias: std::ptr::null(),
-        scales: Scales::NONE,
     }
 }
 
@@ -209,47 +201,6 @@ fn packed(panels: &[f32], (stride, k): (usize, usize), n: usize) -> MatrixView {
 unsafe fn all_columns(isa: Isa, rows: (Operand, usize), view: &MatrixView, out: Rows) {
     // SAFETY: passed on from the caller.
     unsafe { product(isa, rows, view, 0..view.n.div_ceil(GROUP * PANEL), (out, Epilogue::default())) };
-}
-
-/// `[n/16][size][16]`: sixteen keys side by side, as a weight with one output per key.
-unsafe fn pack_keys(isa: Isa, op: &Attention, head: &Head, packed: &mut Vec<f32>) {
-    let size = head.size;
-    packed.clear();
-    packed.resize(head.n.next_multiple_of(PANEL) * size, 0.0);
-    for (index, panel) in packed.chunks_exact_mut(PANEL * size).enumerate() {
-        let keys = index * PANEL..head.n.min((index + 1) * PANEL);
-        if op.rotary.is_none() && keys.len() == PANEL && size.is_multiple_of(PANEL) {
-            // SAFETY: passed on from the caller; sixteen whole keys.
-            unsafe { transpose(isa, head.rows.at(keys.start, head.inner), panel) };
-            continue;
-        }
-        for (lane, position) in keys.enumerate() {
-            // SAFETY: passed on from the caller.
-            let key = unsafe { head.part(position, 1) };
-            match &op.rotary {
-                Some(rotary) => rotary.turn(position, key, |i, x| panel[i * PANEL + lane] = x),
-                None => {
-                    for (slot, value) in panel.iter_mut().skip(lane).step_by(PANEL).zip(key) {
-                        *slot = *value;
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// `[size/16][n][16]`: as a weight with one output per value column.
-unsafe fn pack_values(head: &Head, packed: &mut Vec<f32>) {
-    let (n, size) = (head.n, head.size);
-    packed.clear();
-    packed.resize(size.next_multiple_of(PANEL) * n, 0.0);
-    for index in 0..n {
-        // SAFETY: passed on from the caller.
-        let value = unsafe { head.part(index, 2) };
-        for (panel, columns) in value.chunks(PANEL).enumerate() {
-            packed[(panel * n + index) * PANEL..][..columns.len()].copy_from_slice(columns);
-        }
-    }
 }
 
 /// Replaces `x` by `exp(scale·(x − max))`; returns one over their sum. Whole panels; −∞ counts as nothing.
