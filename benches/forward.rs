@@ -53,7 +53,7 @@ pub fn run() {
     let mut models: Vec<(Precision, arch::Loaded)> = Vec::new();
     for precision in precisions() {
         let compute = Compute { isa: Isa::detect(), precision };
-        models.push((precision, arch::load(&value, files, &Device::Cpu, compute).expect("our model")));
+        models.push((precision, arch::load(&value, files, &Device::Cpu, compute, pool.pool()).expect("our model")));
     }
     let spec = &models.first().expect("a precision").1.spec;
     let linear = 2 * spec.n_layers() * (4 * spec.hidden_size.pow(2) + 2 * spec.hidden_size * spec.intermediate_size);
@@ -65,8 +65,7 @@ pub fn run() {
         let mut engines: Vec<(&str, Precision)> = models.iter().map(|(precision, _)| (OURS, *precision)).collect();
         let mut padded = || padded(&candle, &rows);
         let mut single = || rows.iter().for_each(|row| candle_batch(&candle, &[row]));
-        let mut ours: Vec<_> =
-            models.iter_mut().map(|(_, model)| || packed(model.encoder.as_mut(), &pool, &rows)).collect();
+        let mut ours: Vec<_> = models.iter_mut().map(|(_, model)| || packed(model.encoder.as_mut(), &rows)).collect();
         let mut contenders: Vec<&mut dyn FnMut()> = ours.iter_mut().map(|run| run as &mut dyn FnMut()).collect();
         if engines.iter().any(|(_, precision)| *precision == Precision::F32) {
             engines.extend([("candle padded", Precision::F32), ("candle unpadded", Precision::F32)]);
@@ -135,7 +134,7 @@ fn folder() -> PathBuf {
 }
 
 /// Our way: batches by tokens, nothing padded.
-fn packed(encoder: &mut dyn Encoder, pool: &Threads, rows: &[Vec<u32>]) {
+fn packed(encoder: &mut dyn Encoder, rows: &[Vec<u32>]) {
     let mut waiting = rows;
     while !waiting.is_empty() {
         let mut left = BATCH_TOKENS;
@@ -145,7 +144,7 @@ fn packed(encoder: &mut dyn Encoder, pool: &Threads, rows: &[Vec<u32>]) {
         };
         let n = waiting.iter().take_while(fits).count().max(1);
         let batch = PackedBatch::new(waiting[..n].iter().map(Vec::as_slice));
-        std::hint::black_box(pool.turn(|| encoder.forward(&batch)).expect("forward"));
+        std::hint::black_box(encoder.forward(&batch).expect("forward"));
         waiting = &waiting[n..];
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! The size comes from the affinity mask and the cgroup quota (both are what
 //! [`std::thread::available_parallelism`] reads), never from the number of physical cores. Every model's forward
-//! pass runs inside the same pool, in turns of one batch, so that three models on two cores do not become six threads.
+//! pass takes its threads from the same pool, all but the device thread itself, in turns of one batch, so that three models
+//! on two cores do not become six threads.
 //!
 //! Turns are taken in the order in which they were asked for. A device thread asks for one at a time, so this is
 //! round-robin over the models that have work: a flooded model goes to the back of the line after each of its batches,
@@ -17,7 +18,7 @@ use thiserror::Error;
 /// The compute pool, shared by every model.
 #[derive(Debug)]
 pub struct Threads {
-    pool: ThreadPool,
+    pool: Arc<ThreadPool>,
     size: usize,
     turns: Mutex<Turns>,
     next: Condvar,
@@ -56,21 +57,27 @@ impl Threads {
             .thread_name(|index| format!("compute-{index}"))
             .build()
             .map_err(|error| ThreadsError { n_threads, reason: error.to_string() })?;
-        Ok(Self { pool, size: n_threads, turns: Mutex::default(), next: Condvar::new(), computing: Arc::default() })
+        Ok(Self {
+            pool: Arc::new(pool),
+            size: n_threads,
+            turns: Mutex::default(),
+            next: Condvar::new(),
+            computing: Arc::default(),
+        })
     }
 
     pub const fn count(&self) -> usize {
         self.size
     }
 
+    /// The pool, for whoever computes beside its threads.
+    pub const fn pool(&self) -> &Arc<ThreadPool> {
+        &self.pool
+    }
+
     /// Whether a batch computes; for those who would otherwise take its cores.
     pub const fn computing(&self) -> &Arc<AtomicBool> {
         &self.computing
-    }
-
-    /// Runs work inside the pool beside whatever else runs there: loading a model must not stop the others.
-    pub fn beside<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        self.pool.install(work)
     }
 
     /// Waits until every batch that asked earlier is done.
@@ -83,12 +90,6 @@ impl Threads {
         }
         self.computing.store(true, Ordering::Relaxed);
         Turn(self)
-    }
-
-    /// Runs one batch's work inside the pool, after every batch that asked earlier.
-    pub fn turn<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        let _turn = self.take_turn();
-        self.pool.install(work)
     }
 }
 
@@ -120,10 +121,11 @@ mod tests {
     fn a_panicking_turn_lets_the_next_one_run() {
         let threads = Threads::new(2).unwrap();
         let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            threads.turn(|| panic!("poisoned row"));
+            let _turn = threads.take_turn();
+            panic!("poisoned row");
         }));
         assert!(panicked.is_err());
-        assert_eq!(threads.turn(rayon::current_num_threads), 2);
+        drop(threads.take_turn());
     }
 
     /// Waits until `n` turns have been asked for since the start.
@@ -142,7 +144,8 @@ mod tests {
         // A model with `batches` batches to compute asks again the moment one is done.
         let model = |name: char, batches: usize| {
             for _ in 0..batches {
-                threads.turn(|| order.lock().unwrap().push(name));
+                let _turn = threads.take_turn();
+                order.lock().unwrap().push(name);
             }
         };
         std::thread::scope(|scope| {

@@ -1,7 +1,10 @@
 //! The skeleton: embeddings, then attention block and feed-forward block once per layer, over one packed batch. Norms
 //! stand after each block or before it, as the family has them.
 
+use std::sync::Arc;
+
 use candle_core::{Device, Tensor};
+use rayon::ThreadPool;
 use rayon::prelude::*;
 
 use crate::arch::attention::Places;
@@ -24,6 +27,8 @@ pub struct PackedEncoder {
     last_norm: Option<Norm>,
     position_bytes: usize,
     memory: Memory,
+    /// Whose threads compute beside the caller of a forward pass.
+    pool: Arc<ThreadPool>,
 }
 
 #[derive(Debug)]
@@ -40,7 +45,12 @@ impl PackedEncoder {
     ///
     /// # Errors
     /// A missing or misshapen tensor.
-    pub fn load(spec: &EncoderSpec, weights: &Weights, compute: Compute) -> Result<Self, ArchError> {
+    pub fn load(
+        spec: &EncoderSpec,
+        weights: &Weights,
+        compute: Compute,
+        pool: &Arc<ThreadPool>,
+    ) -> Result<Self, ArchError> {
         let embeddings = Embeddings::load(spec, weights)?;
         let bias = position::distance_bias(spec, weights)?;
         let rotations = position::rotations(spec);
@@ -70,6 +80,7 @@ impl PackedEncoder {
             last_norm,
             position_bytes,
             memory: Memory::default(),
+            pool: Arc::clone(pool),
         })
     }
 
@@ -82,12 +93,12 @@ impl PackedEncoder {
 
 impl Encoder for PackedEncoder {
     fn forward(&mut self, batch: &PackedBatch) -> Result<Tensor, EncoderError> {
-        let Self { isa, widths, norm_place, embeddings, layers, last_norm, position_bytes: _, memory } = self;
+        let Self { isa, widths, norm_place, embeddings, layers, last_norm, position_bytes: _, memory, pool } = self;
         let positions = embeddings.positions(batch);
         embeddings.op.check(batch.ids(), &positions)?;
         layers.iter().try_for_each(|layer| layer.attention.attention.check(batch.offsets()))?;
         let batch = Batch { ids: batch.ids(), positions: &positions, offsets: batch.offsets() };
-        let hidden = forward(*isa, *widths, memory, batch, |worker| {
+        let hidden = forward((*isa, pool), *widths, memory, batch, |worker| {
             worker.embed(&embeddings.op.tables());
             for layer in &*layers {
                 match norm_place {

@@ -16,8 +16,10 @@ pub mod position;
 pub mod spec;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
+use rayon::ThreadPool;
 use serde_json::Value;
 use thiserror::Error;
 
@@ -88,11 +90,18 @@ impl std::fmt::Debug for Loaded {
     }
 }
 
-/// Builds the encoder described by `config` (a parsed `config.json`) from `weight_files`.
+/// Builds the encoder described by `config` (a parsed `config.json`) from `weight_files`. It will compute with threads of
+/// `pool` beside its caller.
 ///
 /// # Errors
 /// See [`ArchError`].
-pub fn load(config: &Value, weight_files: &[PathBuf], device: &Device, compute: Compute) -> Result<Loaded, ArchError> {
+pub fn load(
+    config: &Value,
+    weight_files: &[PathBuf],
+    device: &Device,
+    compute: Compute,
+    pool: &Arc<ThreadPool>,
+) -> Result<Loaded, ArchError> {
     if !device.is_cpu() {
         return Err(ArchError::Device(candle_core::Error::Msg(format!("no kernels for {:?}", device.location()))));
     }
@@ -111,7 +120,7 @@ pub fn load(config: &Value, weight_files: &[PathBuf], device: &Device, compute: 
         weights.stand_in(role, stored);
     }
     let in_stored_words = |error: WeightsError| error.renamed(|role| family.names.stored(role));
-    let encoder = PackedEncoder::load(&spec, &weights, compute).map_err(|error| match error {
+    let encoder = PackedEncoder::load(&spec, &weights, compute, pool).map_err(|error| match error {
         ArchError::Weights(error) => ArchError::Weights(in_stored_words(error)),
         other @ (ArchError::Config { .. }
         | ArchError::Unsupported { .. }

@@ -114,9 +114,10 @@ pub fn load(
     check_architecture(spec, &config)?;
     let weight_files = weight_files(folder)?;
     let compute = compute(spec, shared.isa)?;
-    let build = |compute| shared.threads.beside(|| arch::load(&config, &weight_files, &device, compute));
+    let pool = shared.threads.pool();
+    let build = |compute| pool.install(|| arch::load(&config, &weight_files, &device, compute, pool));
     let encoder = build(compute)?;
-    let head = shared.threads.beside(|| head(&modules, encoder.spec.hidden_size, shared.isa))?;
+    let head = pool.install(|| head(&modules, encoder.spec.hidden_size, shared.isa))?;
     let limits = limits(spec, &modules, &encoder.spec, head.dimensions(encoder.spec.hidden_size), requests)?;
 
     progress.enter("warming up".to_owned(), 0);

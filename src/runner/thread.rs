@@ -52,12 +52,12 @@ impl Computation {
     /// The batch as a whole failed; which row is to blame is not known here.
     pub fn run(&mut self, rows: &[&[u32]], shapes: &[RowShape]) -> Result<Vectors, BatchError> {
         let batch = PackedBatch::new(rows.iter().copied());
-        let Self { encoder, head, threads } = self;
+        let Self { encoder, head, threads: _ } = self;
         let forward = || -> Result<Vectors, EncoderError> {
             let hidden = encoder.forward(&batch)?;
             Ok(head.finish(&hidden, &batch, shapes)?)
         };
-        match catch_unwind(AssertUnwindSafe(|| threads.beside(forward))) {
+        match catch_unwind(AssertUnwindSafe(forward)) {
             Ok(Ok(vectors)) => Ok(vectors),
             Ok(Err(EncoderError::OutOfMemory)) => Err(BatchError::OutOfMemory),
             Ok(Err(EncoderError::Lost { reason })) => Err(BatchError::Lost(reason)),

@@ -91,20 +91,18 @@ fn allocations(n_layers: usize, precision: Precision, lengths: &[usize]) -> usiz
     let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
     let mut memory = Memory::default();
     let mut pass = || {
-        pool.install(|| {
-            forward(Isa::detect(), widths, &mut memory, batch, |worker| {
-                worker.embed(&embed.tables());
-                for layer in &layers {
-                    let norms = Norms { before: None, after: Some(&layer.norm) };
-                    worker.attend(&layer.attention, norms);
-                    worker.feed_forward(&layer.feed_forward, norms);
-                }
-            })
+        forward((Isa::detect(), &pool), widths, &mut memory, batch, |worker| {
+            worker.embed(&embed.tables());
+            for layer in &layers {
+                let norms = Norms { before: None, after: Some(&layer.norm) };
+                worker.attend(&layer.attention, norms);
+                worker.feed_forward(&layer.feed_forward, norms);
+            }
         });
     };
     // Which thread takes which tile is decided anew each time: all have seen every size after a few.
     (0..8).for_each(|_| pass());
-    let count = || pool.broadcast(|_| COUNT.get()).into_iter().sum::<usize>();
+    let count = || COUNT.get() + pool.broadcast(|_| COUNT.get()).into_iter().sum::<usize>();
     let before = count();
     let counting = count() - before;
     let start = count();

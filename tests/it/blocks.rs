@@ -47,11 +47,9 @@ fn run(
     let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
     let mut memory = Memory::default();
     let mut pass = || {
-        pool.install(|| {
-            forward(isa, widths, &mut memory, batch, |worker| {
-                worker.embed(&embed.tables());
-                block(worker);
-            })
+        forward((isa, &pool), widths, &mut memory, batch, |worker| {
+            worker.embed(&embed.tables());
+            block(worker);
         })
     };
     let first = pass();
@@ -107,6 +105,49 @@ fn sum(a: &[f64], b: &[f64]) -> Vec<f64> {
 
 /// Lengths that make tiles for single threads, outsized sequences for teams, and tails everywhere.
 const LENGTHS: [&[usize]; 5] = [&[1], &[3, 17], &[1, 17, 2, 40, 33, 64, 130], &[300, 5, 1, 20], &[50, 21]];
+
+// N-04: the largest score is taken off first, so that no finite score makes the softmax overflow.
+#[test]
+fn attention_over_scores_of_many_thousands_stays_finite_and_close() {
+    const HIDDEN: usize = 32;
+    let mut random = Random::new(11);
+    let offsets = offsets(&[1, 40, 17]);
+    let x = random.floats(offsets.last().unwrap() * HIDDEN, 1.0);
+    let mut qkv = Layer::new(&mut random, 3 * HIDDEN, HIDDEN);
+    let output = Layer::new(&mut random, HIDDEN, HIDDEN);
+    qkv.weight[..2 * HIDDEN * HIDDEN].iter_mut().for_each(|weight| *weight *= 100.0);
+    let projected = narrow(&qkv.reference(&widen(&x), Activation::None));
+    let none = |_: usize, _: isize| 0.0;
+    let options = AttentionOptions { n_heads: 1, scale: 1.0, bias: &none, rotary: None, window: usize::MAX };
+    let rows = |span: &[usize]| &projected[span[0] * 3 * HIDDEN..span[1] * 3 * HIDDEN];
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    let own = |row: &[f32]| dot(&row[..HIDDEN], &row[HIDDEN..2 * HIDDEN]).abs();
+    let largest = projected.chunks_exact(3 * HIDDEN).map(own).fold(0.0, f64::max);
+    assert!(largest > 20_000.0, "{largest} is too small");
+    let context: Vec<f64> =
+        offsets.windows(2).flat_map(|span| reference::attention(rows(span), HIDDEN, options)).collect();
+    let expected = sum(&widen(&x), &output.reference(&context, Activation::None));
+    let block = SelfAttention {
+        qkv: vec![qkv.packed(Precision::F32, Activation::None)],
+        attention: Attention {
+            n_heads: 1,
+            scale: 1.0,
+            bias: None,
+            rotary: None,
+            window: None,
+            precision: Precision::F32,
+        },
+        output: output.packed(Precision::F32, Activation::None),
+    };
+    let widths = Widths { hidden: HIDDEN, inner: HIDDEN, middle: 1 };
+    for isa in levels() {
+        let found = run((isa, 1), widths, (&x, &offsets), |worker| worker.attend(&block, Norms::default()));
+        assert!(found.iter().all(|x| x.is_finite()), "{isa}");
+        // A score of 10⁵ is known to 0.01 in f32.
+        let error = worst(&found, &expected);
+        assert!(error < 0.05, "{isa}: {error:e}");
+    }
+}
 
 // N-05: every option of attention with every other, over sequences shorter and longer than windows, panels and blocks.
 #[test]

@@ -12,6 +12,7 @@ use embedserve::kernel::{Compute, Isa, Reduce, reference};
 use embedserve::load;
 use embedserve::observe::progress::LoadProgress;
 use embedserve::request::{EmbedRequest, RawInputs, RawRequest, TruncateField};
+use embedserve::threads::Threads;
 use serde_json::{Value, json};
 
 use crate::support::device::soon;
@@ -137,7 +138,8 @@ fn hidden(folder: &Path, words: &str) -> Vec<f32> {
     let ids: Vec<u32> = ["[CLS]"].into_iter().chain(words.split(' ')).chain(["[SEP]"]).map(id).collect();
     let config = serde_json::from_slice(&std::fs::read(folder.join("config.json")).unwrap()).unwrap();
     let files = [folder.join("model.safetensors")];
-    let mut loaded = arch::load(&config, &files, &Device::Cpu, Compute::exact(Isa::detect())).unwrap();
+    let threads = Threads::new(1).unwrap();
+    let mut loaded = arch::load(&config, &files, &Device::Cpu, Compute::exact(Isa::detect()), threads.pool()).unwrap();
     let states = loaded.encoder.forward(&PackedBatch::new([ids.as_slice()])).unwrap();
     states.flatten_all().unwrap().to_vec1().unwrap()
 }

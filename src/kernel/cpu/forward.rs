@@ -9,6 +9,8 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use rayon::ThreadPool;
+
 use super::Isa;
 use super::rows::Rows;
 use super::team::{Barrier, BreakOnPanic, Team};
@@ -63,18 +65,19 @@ struct Gathered {
 
 /// Runs `program` on every tile of the batch and collects the hidden states, `[n_tokens, hidden]` in the batch's order.
 ///
-/// Must be called inside the thread pool that is to compute.
+/// The calling thread computes, with as many threads of the pool beside it as make the pool's number: nobody is woken to
+/// do what the caller would otherwise wait for.
 ///
 /// # Panics
 /// When the program panics on any thread.
 pub fn forward(
-    isa: Isa,
+    (isa, pool): (Isa, &ThreadPool),
     widths: Widths,
     memory: &mut Memory,
     batch: Batch<'_>,
     program: impl Fn(&mut Worker<'_>) + Sync,
 ) -> Vec<f32> {
-    let n_threads = rayon::current_num_threads();
+    let n_threads = pool.current_num_threads();
     let lengths: Vec<usize> = batch.offsets.windows(2).map(|span| span[1] - span[0]).collect();
     // A batch too small for two threads needs none but this one.
     let work = batch.ids.len() * widths.hidden * (4 * widths.inner + 2 * widths.middle);
@@ -113,7 +116,13 @@ pub fn forward(
     if n_threads == 1 {
         member(0);
     } else {
-        rayon::broadcast(|context| member(context.index()));
+        let member = &member;
+        pool.in_place_scope(|scope| {
+            for index in 1..n_threads {
+                scope.spawn(move |_| member(index));
+            }
+            member(0);
+        });
     }
     out
 }

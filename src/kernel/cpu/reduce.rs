@@ -2,8 +2,8 @@
 //!
 //! The first rows of a sequence can be left out (a prompt's). Where nothing is left, sums are zero, the first row of
 //! all stands for the first, and the largest value is −∞: what a fully masked sequence gives in sentence-transformers.
-
-use rayon::prelude::*;
+//!
+//! On the calling thread: less than a hundredth of the work of a forward pass is not worth waking another one.
 
 /// How the rows of one sequence become one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub enum Reduce {
 /// `hidden [T, width]`, offsets of B sequences and the rows to leave out of each to `[B, width]`.
 pub fn reduce(reduce: Reduce, hidden: &[f32], width: usize, (offsets, skips): (&[usize], &[usize])) -> Vec<f32> {
     let mut out = vec![0.0; skips.len() * width];
-    out.par_chunks_mut(width).zip(offsets.par_windows(2).zip(skips)).for_each(|(out, (span, skip))| {
+    for (out, (span, skip)) in out.chunks_exact_mut(width).zip(offsets.windows(2).zip(skips)) {
         let rows = &hidden[span[0] * width..span[1] * width];
         let skip = (*skip).min(rows.len() / width);
         let kept = &rows[skip * width..];
@@ -45,7 +45,7 @@ pub fn reduce(reduce: Reduce, hidden: &[f32], width: usize, (offsets, skips): (&
                 sum(kept, weight, (0..n_kept).map(weight).sum(), out);
             }
         }
-    });
+    }
     out
 }
 

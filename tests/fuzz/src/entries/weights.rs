@@ -7,6 +7,7 @@ use embedserve::arch;
 use embedserve::arch::packed::PackedBatch;
 use embedserve::kernel::{Compute, Isa, Precision};
 use embedserve::load::memory;
+use embedserve::threads::Threads;
 use embedserve::weights::Weights;
 use serde_json::Value;
 
@@ -43,7 +44,8 @@ pub fn check(data: &[u8]) -> Verdict {
         assert!(estimate.is_ok(), "what can be opened can be estimated: {estimate:?}");
     }
     let config: Value = serde_json::from_slice(config).map_err(|error| checked(error.to_string()))?;
-    let loaded = arch::load(&config, &files, &Device::Cpu, Compute::exact(Isa::detect()))
+    let threads = Threads::new(1).expect("one thread");
+    let loaded = arch::load(&config, &files, &Device::Cpu, Compute::exact(Isa::detect()), threads.pool())
         .map_err(|error| checked(error.to_string()))?;
     opened?;
     assert!(loaded.weight_bytes <= 8 * stored.len() as u64 + MAX_COMPUTED, "{} bytes", loaded.weight_bytes);
