@@ -94,7 +94,9 @@ pub(super) async fn run(subject: &Subject, plan: &Plan<'_>) -> std::io::Result<O
         }
     }
     let unanswered = in_flight.len();
+    // A server takes so many connections and no more: ours may be all of them, and the meter needs one.
     drop(in_flight);
+    drop(pool);
     let after = subject.meter.read(&subject.target).await;
     let mut open = Open { offered: plan.per_second, sent, unanswered, usage: after.since(&before), ..Open::default() };
     open.client_lag = Percentiles::of(&lags).map_or(0.0, |lag| lag.p99);
