@@ -103,7 +103,7 @@ impl Panels {
             return;
         }
         let panel_len = self.k.div_ceil(2) * PANEL;
-        let n_panels = self.exact.len() / (self.k * PANEL).max(1);
+        let n_panels = self.exact.len() / (self.k * PANEL);
         self.pairs.resize(self.pairs.len().max(n_panels * panel_len), 0);
         for (panel, pairs) in self.exact.chunks_exact(self.k * PANEL).zip(self.pairs.chunks_exact_mut(panel_len)) {
             interleave(isa, panel.as_chunks::<PANEL>().0, pairs.as_chunks_mut::<PANEL>().0);
