@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use embedserve::batch::plan::Budget;
-use embedserve::batch::{Next, Queue, QueueLimits};
+use embedserve::batch::{Client, Next, Queue, QueueLimits};
 use embedserve::observe::metrics::Metrics;
 use embedserve::pool::FiniteRow;
 use embedserve::request::{Dimensions, Flow, TokenRow};
@@ -43,13 +43,13 @@ pub fn run() {
 fn turnover(queue: &Queue, runtime: &tokio::runtime::Runtime, (rows, flows): (usize, u32)) {
     let vector = FiniteRow::new(vec![0.5; DIMENSIONS]).expect("finite");
     let row = || TokenRow::from(vec![7; ROW_TOKENS]);
+    let deadline = Instant::now() + Duration::from_mins(1);
     let submit = |request: usize| {
-        let flow = Flow(request as u32 % flows);
+        let client = Client { flow: Flow(request as u32 % flows), deadline };
         let rows = (0..rows).map(|_| row()).collect();
-        queue.submit_for(flow, rows, Dimensions::unlimited()).expect("room")
+        queue.submit(rows, Dimensions::unlimited(), client).expect("room")
     };
     let tickets: Vec<_> = (0..ROWS / rows).map(submit).collect();
-    let deadline = Instant::now() + Duration::from_mins(1);
     while let Next::Batch(jobs) = queue.next_batch(Instant::now()) {
         for job in jobs {
             job.answer(Ok(vector.clone()), Duration::ZERO);

@@ -285,7 +285,7 @@ pub struct BatchArgs {
     /// Tokens that may wait, each model
     #[arg(long, env = "EMBEDSERVE_QUEUE_TOKENS", default_value_t = 1_000_000, value_name = "TOKENS")]
     pub queue_tokens: usize,
-    /// A request whose first row has not started after this long is refused
+    /// A request that would wait longer than this for its first row is refused, and one that has is given up
     #[arg(long, env = "EMBEDSERVE_QUEUE_TIMEOUT", default_value = "10s", value_parser = duration, value_name = "TIME")]
     pub queue_timeout: Duration,
     /// CPU threads [default: what the cgroup quota and the affinity mask allow]

@@ -1,10 +1,13 @@
 //! The queue between requests and one model's device thread.
 //!
-//! [`Queue::submit`] accepts all rows of a request or refuses all of them, at once: it never waits and never panics.
+//! [`Queue::submit`] accepts all rows of a request or refuses all of them, at once: it never waits and never panics. What
+//! could not be computed in time is refused as well, as the measured pace of the device predicts it: a queue that takes
+//! more than that would keep everybody waiting and then answer nobody.
 //! [`Queue::next_batch`] is the device thread's side: it sleeps while nothing waits, as long as it is told to, and starts a
 //! batch the moment something does. There is no artificial delay; rows that arrive while a batch computes form the next.
 
 mod job;
+mod pace;
 pub mod plan;
 
 use std::collections::VecDeque;
@@ -18,6 +21,7 @@ pub use job::{Answered, Job, JoinError, Row, RowFailure, Tickets};
 use crate::observe::metrics::{ModelMetrics, Refusal};
 use crate::request::{Dimensions, Flow, TokenRow};
 use job::{Abandon, pair};
+use pace::Pace;
 use plan::{Backlog, Budget};
 
 /// Bounds of one model's queue.
@@ -25,9 +29,16 @@ use plan::{Backlog, Budget};
 pub struct QueueLimits {
     pub rows: usize,
     pub tokens: usize,
-    /// A request none of whose rows has started after this long is refused.
+    /// A request none of whose rows would start within this time is refused, and given up if none did.
     pub timeout: Duration,
     pub batch: Budget,
+}
+
+/// Who waits for rows, and until when.
+#[derive(Debug, Clone, Copy)]
+pub struct Client {
+    pub flow: Flow,
+    pub deadline: Instant,
 }
 
 /// Why rows were not accepted.
@@ -35,6 +46,8 @@ pub struct QueueLimits {
 pub enum SubmitError {
     #[error("the queue is full")]
     Full { retry_after: Duration },
+    #[error("it would wait too long")]
+    Late { retry_after: Duration },
     #[error("the device thread has ended")]
     Closed,
     /// More than the queue holds when it is empty: refusing it for now would be refusing it for ever.
@@ -62,13 +75,24 @@ struct State {
     /// Tickets were dropped since the last sweep.
     abandoned: bool,
     closed: bool,
-    /// Tokens computed per second, smoothed; 0 until the first batch.
-    tokens_per_second: f64,
-    /// The device thread has a batch that is not done.
-    busy: bool,
+    pace: Pace,
+    /// The batch that is not done.
+    running: Option<Running>,
     /// Tokens of one batch, where the device turned out to hold fewer than the limits say.
     ceiling: Option<usize>,
 }
+
+/// What the device thread computes now.
+#[derive(Debug, Clone, Copy)]
+struct Running {
+    n_tokens: usize,
+    /// Rows were left for the next one.
+    full: bool,
+}
+
+/// Of the time that a request may take, so much may be predicted: predictions err, and what is given up late has cost as
+/// much as what is answered.
+const MARGIN: f64 = 0.8;
 
 /// What the device thread does next.
 #[derive(Debug)]
@@ -93,19 +117,16 @@ impl Queue {
         self.shared.limits
     }
 
-    /// As [`Self::submit_for`], for nobody in particular.
-    ///
-    /// # Errors
-    /// Full, closed, or more than could ever fit.
-    pub fn submit(&self, rows: Vec<TokenRow>, dimensions: Dimensions) -> Result<Tickets, SubmitError> {
-        self.submit_for(Flow::default(), rows, dimensions)
+    /// What the device computed per second before it had any batch.
+    pub fn expect_pace(&self, n_tokens: usize, took: Duration) {
+        self.shared.lock().pace.observe(n_tokens, took, false);
     }
 
     /// Accepts every row or none. Flows share the batches by tokens.
     ///
     /// # Errors
-    /// Full, closed, or more than could ever fit.
-    pub fn submit_for(&self, flow: Flow, rows: Vec<TokenRow>, dimensions: Dimensions) -> Result<Tickets, SubmitError> {
+    /// Full, closed, or more than could ever fit; or nobody would have an answer by the deadline.
+    pub fn submit(&self, rows: Vec<TokenRow>, dimensions: Dimensions, client: Client) -> Result<Tickets, SubmitError> {
         let limits = self.shared.limits;
         let (n_rows, n_tokens) = (rows.len(), rows.iter().map(|row| row.ids.len()).sum::<usize>());
         if n_rows > limits.rows || n_tokens > limits.tokens {
@@ -129,12 +150,15 @@ impl Queue {
         }
         self.shared.forget_abandoned(&mut state);
         if state.backlog.rows() + n_rows > limits.rows || state.backlog.tokens() + n_tokens > limits.tokens {
-            let retry_after = state.expected_wait();
             self.shared.metrics.refused(Refusal::Full);
-            return Err(SubmitError::Full { retry_after });
+            return Err(SubmitError::Full { retry_after: state.expected_wait() });
+        }
+        if let Some(retry_after) = state.too_late(client, (n_rows, n_tokens), limits.timeout) {
+            self.shared.metrics.refused(Refusal::Late);
+            return Err(SubmitError::Late { retry_after });
         }
         let (jobs, tickets) = pair(rows, dimensions, Arc::clone(&self.shared.metrics), limits.timeout, abandon);
-        state.backlog.push_for(flow, VecDeque::from(jobs));
+        state.backlog.push_for(client.flow, VecDeque::from(jobs));
         self.shared.report(&state);
         drop(state);
         self.shared.arrived.notify_one();
@@ -144,7 +168,7 @@ impl Queue {
     /// Takes the next batch; waits for work until then.
     pub fn next_batch(&self, until: Instant) -> Next {
         let mut state = self.shared.lock();
-        state.busy = false;
+        state.running = None;
         loop {
             self.shared.forget_abandoned(&mut state);
             let budget = self.shared.limits.batch;
@@ -153,7 +177,8 @@ impl Queue {
             self.shared.cancelled(plan.unwanted);
             self.shared.report(&state);
             if !plan.batch.is_empty() {
-                state.busy = true;
+                let n_tokens = plan.batch.iter().map(|job| job.ids().len()).sum();
+                state.running = Some(Running { n_tokens, full: !state.backlog.is_empty() });
                 drop(state);
                 plan.batch.iter().for_each(Job::start);
                 return Next::Batch(plan.batch);
@@ -169,12 +194,11 @@ impl Queue {
         }
     }
 
-    /// Notes a finished batch, for `Retry-After`.
+    /// Notes a finished batch: what waits is predicted from it.
     pub fn batch_done(&self, n_tokens: usize, took: Duration) {
-        let rate = n_tokens as f64 / took.as_secs_f64().max(1e-6);
         let mut state = self.shared.lock();
-        let old = state.tokens_per_second;
-        state.tokens_per_second = if old == 0.0 { rate } else { 0.8 * old + 0.2 * rate };
+        let full = state.running.is_some_and(|running| running.full);
+        state.pace.observe(n_tokens, took, full);
     }
 
     /// From now on batches hold no more tokens than this: the device ran out of memory with more. A row of more would
@@ -189,7 +213,7 @@ impl Queue {
     /// Whether rows wait, or the device thread has a batch that is not done.
     pub fn is_busy(&self) -> bool {
         let state = self.shared.lock();
-        state.busy || state.backlog.rows() > 0
+        state.running.is_some() || !state.backlog.is_empty()
     }
 
     /// Accepts nothing more; what is queued is still computed.
@@ -202,7 +226,7 @@ impl Queue {
     pub fn abort(&self) {
         let mut state = self.shared.lock();
         state.closed = true;
-        state.busy = false;
+        state.running = None;
         let jobs = state.backlog.drain();
         self.shared.report(&state);
         drop(state);
@@ -243,18 +267,32 @@ impl State {
             backlog: Backlog::new(batch),
             abandoned: false,
             closed: false,
-            tokens_per_second: 0.0,
-            busy: false,
+            pace: Pace::default(),
+            running: None,
             ceiling: None,
         }
     }
 
     /// Time until the backlog is expected to be done.
     fn expected_wait(&self) -> Duration {
-        if self.tokens_per_second <= 0.0 {
-            return Duration::from_secs(1);
+        self.pace.time(self.backlog.tokens() + self.running_tokens()).unwrap_or(Duration::from_secs(1))
+    }
+
+    /// How long a request would wait that would not be done in time. Never one that has nothing before it: what a device
+    /// cannot do at all is not known before it was tried.
+    fn too_late(&self, client: Client, (n_rows, n_tokens): (usize, usize), timeout: Duration) -> Option<Duration> {
+        if self.backlog.is_empty() {
+            return None;
         }
-        // Bounded before the conversion, which panics on values that no clock holds.
-        Duration::from_secs_f64((self.backlog.tokens() as f64 / self.tokens_per_second).clamp(0.0, 3600.0))
+        let ahead = self.backlog.ahead(client.flow, n_rows, n_tokens);
+        let start = self.pace.time(ahead.start + self.running_tokens())?;
+        let finish = self.pace.time(ahead.finish + self.running_tokens())?;
+        let left = client.deadline.saturating_duration_since(Instant::now());
+        let late = start > timeout.mul_f64(MARGIN) || finish > left.mul_f64(MARGIN);
+        late.then_some(if ahead.start > 0 { start } else { finish })
+    }
+
+    fn running_tokens(&self) -> usize {
+        self.running.map_or(0, |running| running.n_tokens)
     }
 }

@@ -70,9 +70,20 @@ struct Lane<T> {
 struct Queued<T> {
     flow: Flow,
     served: u64,
+    /// Tokens waiting.
+    tokens: usize,
     requests: VecDeque<VecDeque<T>>,
     /// Requests whose next row did not fit, for the rest of the plan.
     aside: VecDeque<VecDeque<T>>,
+}
+
+/// What a new request would have before it if nobody else came, in tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ahead {
+    /// Computed before its first row starts.
+    pub start: usize,
+    /// Computed when its last row is done, its own included.
+    pub finish: usize,
 }
 
 /// Who is next.
@@ -125,6 +136,31 @@ impl<T> Backlog<T> {
     pub fn is_empty(&self) -> bool {
         self.rows() == 0
     }
+
+    /// What a request of this many rows and tokens would have before it. Whoever shares with it, flow or lane, is given
+    /// as much as it is, or all that it has. A request of the bulk lane takes turns with the others of its flow, so that
+    /// it starts at once.
+    pub fn ahead(&self, flow: Flow, rows: usize, tokens: usize) -> Ahead {
+        let (lane, other) = self.lane_of(rows, tokens);
+        let own = self.lanes[lane].flow(flow).map_or(0, |queued| queued.tokens);
+        let until = |own: usize| {
+            let others = self.lanes[lane].flows.iter().filter(|queued| queued.flow != flow);
+            let here = own + others.map(|queued| queued.tokens.min(own)).sum::<usize>();
+            here + self.lanes[other].load.tokens.min(here)
+        };
+        Ahead { start: if lane == INTERACTIVE { until(own) } else { 0 }, finish: until(own + tokens) }
+    }
+
+    /// The lane of such a request, and the other one.
+    const fn lane_of(&self, rows: usize, tokens: usize) -> (usize, usize) {
+        if rows == 1 || tokens <= self.interactive_tokens { (INTERACTIVE, BULK) } else { (BULK, INTERACTIVE) }
+    }
+}
+
+impl<T> Lane<T> {
+    fn flow(&self, flow: Flow) -> Option<&Queued<T>> {
+        self.flows.iter().find(|queued| queued.flow == flow)
+    }
 }
 
 impl<T: Planned> Backlog<T> {
@@ -139,11 +175,7 @@ impl<T: Planned> Backlog<T> {
             return;
         }
         let tokens = rows.iter().map(Planned::n_tokens).sum::<usize>();
-        let (lane, other) = if rows.len() == 1 || tokens <= self.interactive_tokens {
-            (INTERACTIVE, BULK)
-        } else {
-            (BULK, INTERACTIVE)
-        };
+        let (lane, other) = self.lane_of(rows.len(), tokens);
         let other_served = self.lanes[other].served;
         let lane = &mut self.lanes[lane];
         if lane.load.rows == 0 {
@@ -152,7 +184,7 @@ impl<T: Planned> Backlog<T> {
         }
         lane.load.rows += rows.len();
         lane.load.tokens += tokens;
-        lane.push(flow, rows);
+        lane.push(flow, rows, tokens);
     }
 
     /// Takes the next batch. Empty only when no wanted row waits or the first one exceeds the whole budget, which
@@ -209,15 +241,16 @@ impl<T: Planned> Backlog<T> {
 }
 
 impl<T: Planned> Lane<T> {
-    fn push(&mut self, flow: Flow, rows: VecDeque<T>) {
+    fn push(&mut self, flow: Flow, rows: VecDeque<T>, tokens: usize) {
         if let Some(queued) = self.flows.iter_mut().find(|queued| queued.flow == flow) {
             if queued.requests.is_empty() {
                 queued.served = queued.served.max(self.now);
             }
+            queued.tokens += tokens;
             queued.requests.push_back(rows);
         } else {
             let requests = VecDeque::from([rows]);
-            self.flows.push(Queued { flow, served: self.now, requests, aside: VecDeque::new() });
+            self.flows.push(Queued { flow, served: self.now, tokens, requests, aside: VecDeque::new() });
         }
     }
 
@@ -233,6 +266,7 @@ impl<T: Planned> Lane<T> {
         let Some(mut request) = queued.requests.pop_front() else { return Taken::Nothing };
         while let Some(row) = request.pop_front_if(|row| !row.is_wanted()) {
             self.load.forget(&row);
+            queued.tokens -= row.n_tokens();
             unwanted.push(row);
         }
         match request.pop_front() {
@@ -242,6 +276,7 @@ impl<T: Planned> Lane<T> {
                     queued.requests.push_back(request);
                 }
                 self.load.forget(&row);
+                queued.tokens -= row.n_tokens();
                 // An empty row is no free one: turns must end.
                 let cost = row.n_tokens().max(1) as u64;
                 self.now = queued.served;
@@ -275,6 +310,7 @@ impl<T: Planned> Lane<T> {
                 let (wanted, gone): (VecDeque<T>, VecDeque<T>) = request.into_iter().partition(Planned::is_wanted);
                 for row in &gone {
                     self.load.forget(row);
+                    queued.tokens -= row.n_tokens();
                 }
                 unwanted.extend(gone);
                 if !wanted.is_empty() {

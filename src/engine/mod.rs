@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-use crate::batch::{JoinError, Queue, RowFailure, SubmitError};
+use crate::batch::{Client, JoinError, Queue, RowFailure, SubmitError};
 use crate::catalog::Names;
 use crate::observe::metrics::Metrics;
 use crate::pool::FiniteRow;
@@ -211,7 +211,7 @@ impl From<TokenizeError> for EngineError {
 impl From<SubmitError> for EngineError {
     fn from(error: SubmitError) -> Self {
         match error {
-            SubmitError::Full { retry_after } => Self::QueueFull { retry_after },
+            SubmitError::Full { retry_after } | SubmitError::Late { retry_after } => Self::QueueFull { retry_after },
             SubmitError::Closed => Self::Unavailable { reason: error.to_string() },
             SubmitError::NeverFits { tokens, limit } => RequestError::TooManyTokens { tokens, limit }.into(),
         }
@@ -233,9 +233,9 @@ impl Served {
     /// See [`EngineError`]. Dropping the future cancels the rows that have not started.
     pub async fn embed(&self, request: EmbedRequest) -> Result<Embedded, EngineError> {
         let (deadline, single, dimensions) = (request.deadline, request.single, request.dimensions);
-        let flow = request.flow;
+        let client = Client { flow: request.flow, deadline };
         let encoded = self.tokenizer.encode(request).await?;
-        let tickets = self.queue.submit_for(flow, encoded.rows, dimensions)?;
+        let tickets = self.queue.submit(encoded.rows, dimensions, client)?;
         let answers = tickets.join(deadline).await?;
         let rows = answers.rows.into_iter().zip(encoded.cuts);
         let rows = rows.enumerate().map(|(index, (row, cut))| match row {

@@ -184,6 +184,7 @@ pub fn load(
     let queue_limits =
         QueueLimits { rows: batch.queue_rows, tokens: batch.queue_tokens, timeout: batch.queue_timeout, batch: budget };
     let queue = Queue::new(queue_limits, model_metrics);
+    queue.expect_pace(probe.len(), forward);
     let bounds = runner::Limits {
         canary_interval: batch.device.canary_interval,
         heartbeat: batch.device.heartbeat,

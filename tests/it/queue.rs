@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use embedserve::batch::plan::Budget;
-use embedserve::batch::{JoinError, QueueLimits, RowFailure, SubmitError};
+use embedserve::batch::{JoinError, QueueLimits, RowFailure, SubmitError, Tickets};
 use embedserve::config::BatchConfig;
 use embedserve::load;
 use embedserve::observe::progress::LoadProgress;
@@ -59,10 +59,47 @@ async fn a_full_queue_says_how_long_it_takes() {
         other => panic!("{other:?}"),
     };
     assert!((delay_ms() - 1000.0).abs() < 1.0, "nothing was measured yet");
-    for (tokens, expected_ms) in [(1000, 4000.0), (6000, 2000.0), (2000, 2000.0)] {
+    // The last one is slower, but was not full: it says nothing of what the device can do.
+    for (tokens, expected_ms) in [(1000, 4001.0), (2000, 2000.5), (10, 2000.5)] {
         device.queue.batch_done(tokens, Duration::from_secs(1));
-        assert!((delay_ms() - expected_ms).abs() < 1.0, "{} after {tokens} tokens", delay_ms());
+        assert!((delay_ms() - expected_ms).abs() < 0.1, "{} after {tokens} tokens", delay_ms());
     }
+    device.evil.release();
+}
+
+// Q-01, P5: what could not start or end in time is refused at once, not given up when the time is over.
+#[tokio::test]
+async fn what_would_be_late_is_refused_at_once() {
+    // 1,000 tokens per second; one row may wait 10 s, of which 8 are promised.
+    let batch = Budget { rows: 64, tokens: 1024 };
+    let limits = QueueLimits { rows: 4096, tokens: 1_000_000, timeout: Duration::from_secs(10), batch };
+    let (device, _blocker) = busy(limits).await;
+    device.queue.expect_pace(1000, Duration::from_secs(1));
+    // Dropped tickets would make room again.
+    let mut accepted: Vec<Tickets> = Vec::new();
+    let mut late = |result: Result<Tickets, SubmitError>| match result {
+        Err(SubmitError::Late { retry_after }) => Some(retry_after.as_secs_f64()),
+        other => {
+            accepted.push(other.expect("room"));
+            None
+        }
+    };
+    let minutes = |n| Instant::now() + Duration::from_mins(n);
+    let row = |n_tokens: usize| vec![100; n_tokens];
+    // A request of many rows waits until its deadline and not for its first row, and shares with the short ones.
+    let bulk: Vec<Vec<u32>> = vec![row(1000); 100];
+    let bulk: Vec<&[u32]> = bulk.iter().map(Vec::as_slice).collect();
+    assert_eq!(late(device.submit_until(minutes(1), &bulk)), None, "nothing waits before it: it is tried");
+    assert!(late(device.submit_until(minutes(2), &bulk)).is_some_and(|seconds| (199.0..202.0).contains(&seconds)));
+    assert_eq!(late(device.submit_until(minutes(5), &bulk)), None);
+    // Half of the device's time is theirs: 4,000 tokens of short requests are 8 s.
+    for _ in 0..4 {
+        assert_eq!(late(device.submit_until(minutes(1), &[&row(1000)])), None);
+    }
+    let wait = late(device.submit_until(minutes(1), &[&[100]])).expect("the fifth would wait too long");
+    assert!((8.0..8.1).contains(&wait), "{wait}");
+    let counted = device.metric("embedserve_queue_refused_total{model=\"evil\",reason=\"late\"}");
+    assert!((counted - 2.0).abs() < 0.5, "{counted}");
     device.evil.release();
 }
 

@@ -40,7 +40,7 @@ fn check(report: &Value) {
     let loads: Vec<_> =
         rows("by_the_clock").iter().map(|row| (number(row, "/tokens_each"), number(row, "/load"))).collect();
     let expected: Vec<_> =
-        [16.0, 64.0].into_iter().flat_map(|tokens| [0.5, 0.8, 1.0, 2.0].map(|load| (tokens, load))).collect();
+        [16.0, 64.0].into_iter().flat_map(|tokens| [0.5, 0.8, 1.0, 2.0, 10.0].map(|load| (tokens, load))).collect();
     assert_eq!(loads, expected);
     for row in rows("by_the_clock") {
         positive(&row, &["/sent", "/offered_per_second", "/latency/n"]);

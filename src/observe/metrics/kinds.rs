@@ -4,6 +4,8 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
     Full,
+    /// It would have waited too long.
+    Late,
     Loading,
     Draining,
     Dead,
@@ -73,11 +75,12 @@ pub enum UnloadReason {
 }
 
 impl Refusal {
-    pub(super) const ALL: [Self; 4] = [Self::Full, Self::Loading, Self::Draining, Self::Dead];
+    pub(super) const ALL: [Self; 5] = [Self::Full, Self::Late, Self::Loading, Self::Draining, Self::Dead];
 
     pub(super) const fn label(self) -> &'static str {
         match self {
             Self::Full => "full",
+            Self::Late => "late",
             Self::Loading => "loading",
             Self::Draining => "draining",
             Self::Dead => "dead",

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use embedserve::batch::plan::Budget;
-use embedserve::batch::{Queue, QueueLimits, RowFailure, SubmitError, Tickets};
+use embedserve::batch::{Client, Queue, QueueLimits, RowFailure, SubmitError, Tickets};
 use embedserve::observe::metrics::Metrics;
 use embedserve::pool::{Head, PoolingMode};
-use embedserve::request::{Dimensions, Prompts, RequestLimits, TokenArrays, TokenRow};
+use embedserve::request::{Dimensions, Flow, Prompts, RequestLimits, TokenArrays, TokenRow};
 use embedserve::runner::{self, Computation, Device, Limits, RunnerInfo, warmup};
 use embedserve::threads::Threads;
 
@@ -75,7 +75,13 @@ impl TestDevice {
     }
 
     pub fn submit(&self, rows: &[&[u32]]) -> Result<Tickets, SubmitError> {
-        self.queue.submit(rows.iter().map(|row| TokenRow::from(row.to_vec())).collect(), native())
+        self.submit_until(soon(), rows)
+    }
+
+    /// For a client that waits until then.
+    pub fn submit_until(&self, deadline: Instant, rows: &[&[u32]]) -> Result<Tickets, SubmitError> {
+        let rows = rows.iter().map(|row| TokenRow::from(row.to_vec())).collect();
+        self.queue.submit(rows, native(), Client { flow: Flow::default(), deadline })
     }
 
     /// Submits and waits; vectors or failures in row order.

@@ -44,7 +44,7 @@ use texts::{Payload, Random, Texts};
 /// The lengths of texts that are told apart: a query, a paragraph, a page.
 const LENGTHS: [usize; 3] = [16, 128, 512];
 /// The load of requests by the clock, over what the server carries.
-const FACTORS: [f64; 4] = [0.5, 0.8, 1.0, 2.0];
+const FACTORS: [f64; 5] = [0.5, 0.8, 1.0, 2.0, 10.0];
 /// Clients of the two measurements of what the server carries, with short texts and with long ones: enough to have the
 /// next batch waiting, and no more than get their first answer in reasonable time.
 const MANY_CLIENTS: usize = 32;

@@ -112,7 +112,7 @@ fn waiting(report: &Report, lines: &mut Vec<String>) {
 fn by_the_clock(report: &Report, lines: &mut Vec<String>) {
     lines.push(
         "Requests by the clock: Poisson arrivals at a share of what waiting clients reach; latency from the moment a \
-         request was due. Above 1 x it grows for as long as the load lasts"
+         request was due. Above 1 x it grows until the server refuses what would wait too long"
             .to_owned(),
     );
     let mut table = Columns::new(&[
@@ -127,6 +127,7 @@ fn by_the_clock(report: &Report, lines: &mut Vec<String>) {
         "429",
         "503",
         "refused p50 ms",
+        "p99 ms",
         "failed",
         "cpu %",
     ]);
@@ -136,7 +137,8 @@ fn by_the_clock(report: &Report, lines: &mut Vec<String>) {
         row.push(number(Some(open.goodput), 1));
         row.extend(percentiles(open.good.as_ref()));
         row.extend([open.refused_429.to_string(), open.refused_503.to_string()]);
-        row.push(number(open.refused.map(|refused| 1e3 * refused.p50), 1));
+        let refused = |of: fn(Percentiles) -> f64| number(open.refused.map(|refused| 1e3 * of(refused)), 1);
+        row.extend([refused(|percentiles| percentiles.p50), refused(|percentiles| percentiles.p99)]);
         row.push((open.failed + open.unanswered).to_string());
         row.push(number(report.cpu_percent(open.usage.as_ref()), 0));
         table.push(row);
