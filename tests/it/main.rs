@@ -12,6 +12,7 @@ mod auth;
 mod blocks;
 mod bundle;
 mod catalog;
+mod chaos;
 mod connections;
 mod corpus;
 mod crowd;
@@ -34,6 +35,8 @@ mod logs;
 mod metrics;
 mod models;
 mod modules;
+#[cfg(feature = "nightly")]
+mod nightly;
 mod overload;
 mod parity;
 mod prompts;

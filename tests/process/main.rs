@@ -16,6 +16,8 @@ mod dtype;
 mod keys;
 mod lifecycle;
 mod memory;
+#[cfg(feature = "nightly")]
+mod nightly;
 mod operation;
 mod secrets;
 mod server;

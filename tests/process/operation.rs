@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -108,14 +109,20 @@ fn starts_and_stops_leave_nothing_behind() {
 // L-10: one thread for three models, with more clients than that: turns, and no deadlock.
 #[test]
 fn three_models_share_one_thread() {
+    let threads = three_models(&["--threads", "1"], |command| command);
+    assert!((threads - 1.0).abs() < 1e-9, "{threads}");
+}
+
+/// Three models under load, in a process that was started in this way; its compute threads.
+pub fn three_models(arguments: &[&str], started: impl FnOnce(Command) -> Command) -> f64 {
     let folders: Vec<_> = (1..=3).map(|seed| TinyModel { seed, ..TinyModel::default() }.write()).collect();
-    let mut arguments = vec!["--threads".to_owned(), "1".to_owned()];
+    let mut arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
     for (name, folder) in ["a", "b", "c"].into_iter().zip(&folders) {
         let choice = format!("dir:{}", folder.path().display());
         let id = folder.path().file_name().unwrap().to_str().unwrap();
         arguments.extend(["--model".to_owned(), choice, "--served-model-name".to_owned(), format!("{name}={id}")]);
     }
-    let server = Server::spawn(embedserve(&arguments.iter().map(String::as_str).collect::<Vec<_>>()));
+    let server = Server::spawn(started(embedserve(&arguments.iter().map(String::as_str).collect::<Vec<_>>())));
     server.wait_until_ready();
     let text = "x ".repeat(60);
     std::thread::scope(|scope| {
@@ -131,7 +138,7 @@ fn three_models_share_one_thread() {
             });
         }
     });
-    assert!((server.metric("embedserve_threads{pool=\"compute\"}") - 1.0).abs() < 1e-9);
+    server.metric("embedserve_threads{pool=\"compute\"}")
 }
 
 // N-09: the slowest kernels are for every processor, and the vectors are the same up to rounding.
@@ -160,8 +167,20 @@ fn full_batches_and_queues_stay_within_the_announced_memory() {
     let folder = model.write();
     let mut server = Server::start(folder.path(), &["--max-batch-tokens", "16384", "--queue-timeout", "1m"]);
     server.wait_until_ready();
+    let bound = announced_mebibytes(&mut server);
+    full_batches(&server);
+    let peak = server.peak_bytes() >> 20;
+    assert!(peak <= bound, "{peak} MiB of the {bound} MiB that were announced");
+}
+
+/// The memory that the server said it would need at most.
+pub fn announced_mebibytes(server: &mut Server) -> u64 {
     let line = server.wait_for_log("bound_mib=");
-    let bound: u64 = line.split("bound_mib=").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+    line.split("bound_mib=").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap()
+}
+
+/// More of the longest texts than one batch takes, several times at once.
+pub fn full_batches(server: &Server) {
     let text = "x ".repeat(510);
     let body = json!({"model": "tiny", "input": vec![text.as_str(); 40], "encoding_format": "base64"}).to_string();
     std::thread::scope(|scope| {
@@ -172,6 +191,4 @@ fn full_batches_and_queues_stay_within_the_announced_memory() {
             });
         }
     });
-    let peak = server.peak_bytes() >> 20;
-    assert!(peak <= bound, "{peak} MiB of the {bound} MiB that were announced");
 }

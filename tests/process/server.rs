@@ -1,10 +1,11 @@
 //! Starts the executable on a free port, reads its log, speaks HTTP to it.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 /// A wait that only a hang exceeds.
@@ -25,6 +26,14 @@ pub fn embedserve(arguments: &[&str]) -> Command {
     command
 }
 
+/// The same program with the same environment, started by another one.
+pub fn through(starter: &[&str], command: &Command) -> Command {
+    let mut other = Command::new(starter[0]);
+    other.args(&starter[1..]).arg(command.get_program()).args(command.get_args()).stdin(Stdio::null());
+    other.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    other
+}
+
 /// What a finished process left.
 pub struct Finished {
     pub code: Option<i32>,
@@ -33,11 +42,24 @@ pub struct Finished {
     pub took: Duration,
 }
 
+/// Keeps what a process wrote for `.ci/scan-logs`, where `EMBEDSERVE_TEST_LOGS` names a folder.
+fn keep(bytes: &[u8]) {
+    static KEPT: LazyLock<Option<File>> = LazyLock::new(|| {
+        let folder = PathBuf::from(std::env::var_os("EMBEDSERVE_TEST_LOGS")?);
+        Some(File::create(folder.join(format!("process-{}.log", std::process::id()))).unwrap())
+    });
+    if let Some(mut kept) = KEPT.as_ref() {
+        kept.write_all(bytes).unwrap();
+    }
+}
+
 /// Runs to the end.
 pub fn run(command: &mut Command) -> Finished {
     let start = Instant::now();
     let output = command.output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    keep(&output.stdout);
+    keep(&output.stderr);
     Finished {
         code: output.status.code(),
         stdout: text(output.stdout),
@@ -68,6 +90,7 @@ impl Server {
         let (stderr, copy) = (child.stderr.take().unwrap(), Arc::clone(&log));
         std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                keep(format!("{line}\n").as_bytes());
                 let mut log = copy.lock().unwrap();
                 log.push_str(&line);
                 log.push('\n');

@@ -4,11 +4,10 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
-use std::process::Command;
 use std::time::Duration;
 
 use crate::memory::settles;
-use crate::server::{PATIENCE, Server, embedserve, exchange, run, wait_for};
+use crate::server::{PATIENCE, Server, embedserve, exchange, run, through, wait_for};
 use crate::support::fake_hub::FakeHub;
 use crate::support::tiny_model::TinyModel;
 
@@ -56,18 +55,7 @@ fn without_descriptors_the_server_waits_and_recovers() {
     let folder = TinyModel::default().write();
     let choice = format!("dir:{}", folder.path().display());
     let plain = embedserve(&["--model", &choice, "--served-model-name", "tiny"]);
-    let mut command = Command::new("sh");
-    command
-        .env_clear()
-        .arg("-c")
-        .arg("ulimit -n 40; exec \"$0\" \"$@\"")
-        .arg(plain.get_program())
-        .args(plain.get_args());
-    for (name, value) in plain.get_envs() {
-        if let Some(value) = value {
-            command.env(name, value);
-        }
-    }
+    let command = through(&["sh", "-c", "ulimit -n 40; exec \"$0\" \"$@\""], &plain);
     let server = Server::spawn(command);
     server.wait_until_ready();
     let crowd: Vec<TcpStream> = (0..100).map(|_| TcpStream::connect(server.address).unwrap()).collect();

@@ -2,11 +2,14 @@
 //! and device threads say is not captured.
 //!
 //! One subscriber serves the whole process, installed before any server starts: events that were first met without a
-//! subscriber might stay switched off.
+//! subscriber might stay switched off. Where `EMBEDSERVE_TEST_LOGS` names a folder, the events of every thread are kept
+//! there as well, for `.ci/scan-logs`.
 
 use std::cell::RefCell;
+use std::fs::File;
 use std::io::Write;
-use std::sync::{Arc, Mutex, Once};
+use std::path::PathBuf;
+use std::sync::{Arc, LazyLock, Mutex, Once};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -21,8 +24,14 @@ thread_local! {
 /// What this thread logs from now on, until dropped.
 pub struct Log(Buffer);
 
-/// Appends to what the thread captures, if it does.
+/// Appends to what the thread captures, if it does, and to what is kept of all of them.
 struct ThreadWriter;
+
+/// What is kept of all threads.
+static KEPT: LazyLock<Option<File>> = LazyLock::new(|| {
+    let folder = PathBuf::from(std::env::var_os("EMBEDSERVE_TEST_LOGS")?);
+    Some(File::create(folder.join(format!("it-{}.log", std::process::id()))).unwrap())
+});
 
 /// Installs the subscriber.
 pub fn install() {
@@ -39,6 +48,9 @@ pub fn install() {
 
 impl Write for ThreadWriter {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if let Some(mut kept) = KEPT.as_ref() {
+            kept.write_all(bytes)?;
+        }
         CAPTURED.with_borrow(|buffer| {
             if let Some(buffer) = buffer {
                 buffer.lock().unwrap().extend_from_slice(bytes);

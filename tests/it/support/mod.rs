@@ -3,6 +3,7 @@
 pub mod answer;
 pub mod app;
 pub mod bundles;
+pub mod chaos_proxy;
 pub mod device;
 pub mod evil;
 pub mod fake_hub;

@@ -36,7 +36,10 @@ impl RawAnswer {
 
 impl RawClient {
     pub fn connect(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).unwrap();
+        Self::over(TcpStream::connect(address).unwrap())
+    }
+
+    pub fn over(stream: TcpStream) -> Self {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
@@ -78,7 +81,7 @@ impl RawClient {
         if status == 100 {
             return Some(answer);
         }
-        let length: usize = answer.header("content-length").expect("every answer has a length").parse().unwrap();
+        let length: usize = answer.header("content-length").unwrap().parse().unwrap();
         while self.pending.len() < length {
             self.read_more()?;
         }
