@@ -288,8 +288,10 @@ impl State {
         let start = self.pace.time(ahead.start + self.running_tokens())?;
         let finish = self.pace.time(ahead.finish + self.running_tokens())?;
         let left = client.deadline.saturating_duration_since(Instant::now());
-        let late = start > timeout.mul_f64(MARGIN) || finish > left.mul_f64(MARGIN);
-        late.then_some(if ahead.start > 0 { start } else { finish })
+        if start > timeout.mul_f64(MARGIN) {
+            return Some(start);
+        }
+        (finish > left.mul_f64(MARGIN)).then_some(finish)
     }
 
     fn running_tokens(&self) -> usize {

@@ -138,17 +138,20 @@ impl<T> Backlog<T> {
     }
 
     /// What a request of this many rows and tokens would have before it. Whoever shares with it, flow or lane, is given
-    /// as much as it is, or all that it has. A request of the bulk lane takes turns with the others of its flow, so that
-    /// it starts at once.
+    /// as much as it is, or all that it has. In the bulk lane the requests of a flow take turns: before the first row of a
+    /// new one there is one row of each.
     pub fn ahead(&self, flow: Flow, rows: usize, tokens: usize) -> Ahead {
-        let (lane, other) = self.lane_of(rows, tokens);
-        let own = self.lanes[lane].flow(flow).map_or(0, |queued| queued.tokens);
+        let (index, other) = self.lane_of(rows, tokens);
+        let lane = &self.lanes[index];
+        let (own, requests) = lane.flow(flow).map_or((0, 0), |queued| (queued.tokens, queued.requests.len()));
+        let first_turns =
+            if index == INTERACTIVE { own } else { requests * (lane.load.tokens / lane.load.rows.max(1)) };
         let until = |own: usize| {
-            let others = self.lanes[lane].flows.iter().filter(|queued| queued.flow != flow);
+            let others = lane.flows.iter().filter(|queued| queued.flow != flow);
             let here = own + others.map(|queued| queued.tokens.min(own)).sum::<usize>();
             here + self.lanes[other].load.tokens.min(here)
         };
-        Ahead { start: if lane == INTERACTIVE { until(own) } else { 0 }, finish: until(own + tokens) }
+        Ahead { start: until(first_turns), finish: until(own + tokens) }
     }
 
     /// The lane of such a request, and the other one.

@@ -6,6 +6,7 @@
 
 pub mod id;
 pub mod names;
+mod problems;
 pub mod reference;
 pub mod schema;
 
@@ -20,6 +21,8 @@ use crate::pool::PoolingMode;
 use crate::request::{Side, TokenArrays};
 
 pub use crate::catalog::names::{NameEntry, Names};
+pub use crate::catalog::problems::Problem;
+pub(crate) use crate::catalog::problems::Problems;
 
 /// One model as the catalogue (or the command line) describes it. `None` means: the model's own files decide.
 #[derive(Debug, Clone)]
@@ -114,17 +117,6 @@ pub enum CatalogError {
     Directory(String),
     #[error(transparent)]
     Id(#[from] IdError),
-}
-
-/// One thing wrong in a catalogue file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
-    pub file: String,
-    /// Counted from 1.
-    pub line: usize,
-    /// Characters, counted from 1.
-    pub column: usize,
-    pub message: String,
 }
 
 /// The catalogue inside the binary.

@@ -14,7 +14,7 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use crate::catalog::{CatalogError, ModelSpec, Problem, outside_catalogue};
+use crate::catalog::{CatalogError, ModelSpec, Problems, outside_catalogue};
 use crate::pool::PoolingMode;
 use crate::request::{Side, TokenArrays};
 
@@ -36,35 +36,24 @@ pub fn load(path: &Path) -> Result<Vec<ModelSpec>, CatalogError> {
 /// # Errors
 /// All problems at once: syntax, or else unknown keys, wrong types, bad values and names used twice.
 pub fn parse(file: &str, text: &str) -> Result<Vec<ModelSpec>, CatalogError> {
-    let mut reader = Reader { file, text, problems: Vec::new(), names: HashMap::new() };
+    let mut reader = Reader { problems: Problems::of(file, text), names: HashMap::new() };
     if text.len() > MAX_CATALOGUE_BYTES {
         reader.problem(0, format!("a catalogue has at most {MAX_CATALOGUE_BYTES} bytes"));
-        return Err(CatalogError::Invalid { problems: reader.problems });
+        return Err(reader.problems.into_error());
     }
     let (document, errors) = DeTable::parse_recoverable(text);
     for error in errors {
         reader.problem(error.span().map_or(0, |span| span.start), error.message().to_owned());
     }
     let models = if reader.problems.is_empty() { reader.document(document.get_ref()) } else { Vec::new() };
-    if reader.problems.is_empty() {
-        return Ok(models);
-    }
-    reader.problems.sort_by_key(|problem| (problem.line, problem.column));
-    if reader.problems.len() == MAX_PROBLEMS
-        && let Some(last) = reader.problems.last().cloned()
-    {
-        reader.problems.push(Problem { message: "what else is wrong is not listed".to_owned(), ..last });
-    }
-    Err(CatalogError::Invalid { problems: reader.problems })
+    if reader.problems.is_empty() { Ok(models) } else { Err(reader.problems.into_error()) }
 }
 
 type Value<'t> = Spanned<DeValue<'t>>;
 
 /// Walks the parsed document and collects problems instead of stopping at the first.
 struct Reader<'t> {
-    file: &'t str,
-    text: &'t str,
-    problems: Vec<Problem>,
+    problems: Problems<'t>,
     /// Lower-case ids and aliases, and the byte offset of their first use.
     names: HashMap<String, usize>,
 }
@@ -149,9 +138,6 @@ impl<'t> Reader<'t> {
 
 /// 10 MB: thousands of models. A larger file is not a catalogue.
 const MAX_CATALOGUE_BYTES: usize = 10_000_000;
-
-/// Enough for whoever mends a file; finding line and column of a million would take hours.
-const MAX_PROBLEMS: usize = 100;
 
 const MODEL_KEYS: &str = "id, aliases, source, created, architecture, dtype, pooling, normalize, max_tokens, \
                           prompts, default_prompt_name, include_prompt, matryoshka, matryoshka_dimensions, truncate, \

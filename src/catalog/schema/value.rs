@@ -7,9 +7,8 @@ use base64::engine::general_purpose::STANDARD;
 use toml::Spanned;
 use toml::de::{DeFloat, DeInteger, DeString, DeTable};
 
-use crate::catalog::Problem;
 use crate::catalog::id::{IdError, RelPath, Sha256, printable};
-use crate::catalog::schema::{MAX_PROBLEMS, Reader, Value};
+use crate::catalog::schema::{Reader, Value};
 use crate::kernel::Precision;
 
 impl<'t> Reader<'t> {
@@ -182,7 +181,7 @@ impl<'t> Reader<'t> {
             return None;
         }
         if let Some(first) = self.names.insert(text.to_ascii_lowercase(), start) {
-            let (line, _) = self.place(first);
+            let (line, _) = self.problems.place(first);
             self.problem(start, format!("name is already used in line {line}: {}", printable(&text)));
             return None;
         }
@@ -201,23 +200,11 @@ impl<'t> Reader<'t> {
 
     pub(super) fn wrong_type(&mut self, value: &Value<'t>, expected: &str) {
         let Range { start, end } = value.span();
-        let shown = self.text.get(start..end).unwrap_or_default();
+        let shown = self.problems.text().get(start..end).unwrap_or_default();
         self.problem(start, format!("expected {expected}: {}", printable(shown)));
     }
 
     pub(super) fn problem(&mut self, offset: usize, message: String) {
-        if self.problems.len() == MAX_PROBLEMS {
-            return;
-        }
-        let (line, column) = self.place(offset);
-        self.problems.push(Problem { file: self.file.to_owned(), line, column, message });
-    }
-
-    /// Line and column, from 1, of a byte offset.
-    pub(super) fn place(&self, offset: usize) -> (usize, usize) {
-        let before = self.text.get(..offset).unwrap_or(self.text);
-        let line_start = before.rfind('\n').map_or(0, |at| at + 1);
-        let line = before.bytes().filter(|byte| *byte == b'\n').count();
-        (line + 1, before.get(line_start..).map_or(0, |rest| rest.chars().count()) + 1)
+        self.problems.add(offset, message);
     }
 }

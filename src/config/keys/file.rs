@@ -9,7 +9,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::{ApiKey, KeyPolicy, KeyProof, is_key};
-use crate::catalog::{CatalogError, Names, Problem};
+use crate::catalog::{CatalogError, Names, Problems};
 use crate::observe::secret::Secret;
 use crate::request::known_role;
 
@@ -18,26 +18,20 @@ use crate::request::known_role;
 /// # Errors
 /// All problems at once.
 pub(super) fn parse(file: &str, text: &str, names: &Names) -> Result<Vec<ApiKey>, CatalogError> {
-    let mut reader = Reader { file, text, names, problems: Vec::new(), seen: HashSet::new() };
+    let mut reader = Reader { names, problems: Problems::of(file, text), seen: HashSet::new() };
     let (document, errors) = DeTable::parse_recoverable(text);
     for error in errors {
         reader.problem(error.span().map_or(0, |span| span.start), "not TOML".to_owned());
     }
     let keys = if reader.problems.is_empty() { reader.document(document.get_ref()) } else { Vec::new() };
-    if reader.problems.is_empty() {
-        return Ok(keys);
-    }
-    reader.problems.sort_by_key(|problem| (problem.line, problem.column));
-    Err(CatalogError::Invalid { problems: reader.problems })
+    if reader.problems.is_empty() { Ok(keys) } else { Err(reader.problems.into_error()) }
 }
 
 type Value<'t> = Spanned<DeValue<'t>>;
 
 struct Reader<'t> {
-    file: &'t str,
-    text: &'t str,
     names: &'t Names,
-    problems: Vec<Problem>,
+    problems: Problems<'t>,
     seen: HashSet<String>,
 }
 
@@ -146,11 +140,7 @@ impl<'t> Reader<'t> {
     }
 
     fn problem(&mut self, offset: usize, message: String) {
-        let before = self.text.get(..offset).unwrap_or(self.text);
-        let line_start = before.rfind('\n').map_or(0, |at| at + 1);
-        let line = before.bytes().filter(|byte| *byte == b'\n').count() + 1;
-        let column = before.get(line_start..).map_or(0, |rest| rest.chars().count()) + 1;
-        self.problems.push(Problem { file: self.file.to_owned(), line, column, message });
+        self.problems.add(offset, message);
     }
 }
 

@@ -1,5 +1,6 @@
 //! What an error says. Change a text only together with its test: clients match on these words.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use super::{ApiError, Limited, RetryAfter};
@@ -151,7 +152,10 @@ fn seconds(duration: Duration) -> String {
     format!("{tenths}")
 }
 
-/// A client's own text, cut where a longer one would only fill logs. JSON escapes what is not printable.
-pub(super) fn echo(text: &str) -> &str {
-    text.char_indices().nth(ECHO_CHARS).map_or(text, |(end, _)| &text[..end])
+/// A client's own text, cut where a longer one would only fill logs. JSON escapes the controls of ASCII but for the last
+/// one; that and those of Latin-1, which some terminals obey, are shown as what they are: not printable.
+pub(super) fn echo(text: &str) -> Cow<'_, str> {
+    let cut = text.char_indices().nth(ECHO_CHARS).map_or(text, |(end, _)| &text[..end]);
+    let is_raw = |c: char| matches!(c, '\u{7f}'..='\u{9f}');
+    if cut.contains(is_raw) { Cow::Owned(cut.replace(is_raw, "\u{fffd}")) } else { Cow::Borrowed(cut) }
 }
