@@ -37,7 +37,7 @@ fn time(mut work: impl FnMut()) -> Duration {
     let once = |work: &mut dyn FnMut()| {
         let start = used();
         work();
-        used() - start
+        used().saturating_sub(start)
     };
     (0..3).map(|_| once(&mut work)).min().unwrap()
 }
