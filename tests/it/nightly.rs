@@ -72,26 +72,18 @@ async fn an_endless_poison_leaves_the_others_their_throughput() {
     let device = TestDevice::start_within(bounds());
     device.evil.fault(Fault::Slow(Duration::from_millis(4)));
     let time = Duration::from_secs(5);
-    let mut found = Vec::new();
-    // Other programs take processor time as they please: one undisturbed round in three has to be good.
-    for _ in 0..3 {
-        let alone = healthy(&device, time).await;
-        let poison = async {
-            let (start, mut sent) = (Instant::now(), 0);
-            while start.elapsed() < time {
-                let tickets = device.submit(&[&[ERROR, 1], &[PANIC, 1]]).unwrap();
-                assert!(tickets.join(soon()).await.unwrap().rows.iter().all(Result::is_err));
-                sent += 1;
-            }
-            sent
-        };
-        let (beside, sent) = tokio::join!(healthy(&device, time), poison);
-        eprintln!("{alone:.0} rows/s alone, {beside:.0} beside {sent} poisoned requests");
-        assert!(sent >= 1000, "{sent} poisoned requests are no flood");
-        if beside >= 0.8 * alone {
-            return;
+    let alone = healthy(&device, time).await;
+    let poison = async {
+        let (start, mut sent) = (Instant::now(), 0);
+        while start.elapsed() < time {
+            let tickets = device.submit(&[&[ERROR, 1], &[PANIC, 1]]).unwrap();
+            assert!(tickets.join(soon()).await.unwrap().rows.iter().all(Result::is_err));
+            sent += 1;
         }
-        found.push((alone, beside));
-    }
-    panic!("rows/s alone and beside the poison: {found:?}");
+        sent
+    };
+    let (beside, sent) = tokio::join!(healthy(&device, time), poison);
+    eprintln!("{alone:.0} rows/s alone, {beside:.0} beside {sent} poisoned requests");
+    assert!(sent >= 1000, "{sent} poisoned requests are no flood");
+    assert!(beside >= 0.8 * alone, "{alone:.0} rows/s alone, {beside:.0} beside the poison");
 }

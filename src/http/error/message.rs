@@ -9,6 +9,8 @@ use crate::request::{Measured, RequestError};
 
 /// A client's own text is shown up to here.
 const ECHO_CHARS: usize = 200;
+/// And a method up to here: the longest that is registered has 17.
+const METHOD_CHARS: usize = 32;
 
 impl ApiError {
     pub(super) fn message(&self) -> String {
@@ -36,11 +38,11 @@ impl ApiError {
                 } else {
                     ""
                 };
-                format!("Invalid URL ({} {}){hint}", echo(method), echo(path))
+                format!("Invalid URL ({} {}){hint}", cut(method, METHOD_CHARS), echo(path))
             }
             Self::MethodNotAllowed { method, path, allow } => {
                 let usual = allow.split(',').next().unwrap_or(allow);
-                format!("Not allowed to {} on {}. (HINT: use {usual}.)", echo(method), echo(path))
+                format!("Not allowed to {} on {}. (HINT: use {usual}.)", cut(method, METHOD_CHARS), echo(path))
             }
             Self::BodyTimeout { limit } => format!("The request body was not received within {} s.", seconds(*limit)),
             Self::BodyTooLarge { limit } => format!("Maximum request body size {limit} bytes exceeded."),
@@ -152,10 +154,15 @@ fn seconds(duration: Duration) -> String {
     format!("{tenths}")
 }
 
-/// A client's own text, cut where a longer one would only fill logs. JSON escapes the controls of ASCII but for the last
-/// one; that and those of Latin-1, which some terminals obey, are shown as what they are: not printable.
+/// A client's own text, cut where a longer one would only fill logs.
 pub(super) fn echo(text: &str) -> Cow<'_, str> {
-    let cut = text.char_indices().nth(ECHO_CHARS).map_or(text, |(end, _)| &text[..end]);
+    cut(text, ECHO_CHARS)
+}
+
+/// So many characters. JSON escapes the controls of ASCII but for the last one; that and those of Latin-1, which some
+/// terminals obey, are shown as what they are: not printable.
+fn cut(text: &str, n_chars: usize) -> Cow<'_, str> {
+    let cut = text.char_indices().nth(n_chars).map_or(text, |(end, _)| &text[..end]);
     let is_raw = |c: char| matches!(c, '\u{7f}'..='\u{9f}');
     if cut.contains(is_raw) { Cow::Owned(cut.replace(is_raw, "\u{fffd}")) } else { Cow::Borrowed(cut) }
 }

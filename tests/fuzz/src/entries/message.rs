@@ -2,9 +2,8 @@
 
 /// Longer than any message of ours with 200 characters of each of two foreign texts in it.
 const MAX_BYTES: usize = 4096;
-/// As much of a foreign text as a message may repeat: 200 characters each of a method and a path, side by side as in the
-/// request.
-const MAX_QUOTED: usize = 401;
+/// As much of a foreign text as a message may repeat.
+const MAX_QUOTED: usize = 300;
 
 /// Checks a message about `input` and hands it back.
 ///
