@@ -1,6 +1,6 @@
 //! One encoder skeleton; architectures are data.
 //!
-//! [`Encoder`] is what the device thread drives. [`load`] reads a model folder's `config.json`, finds the family by
+//! [`Encoder`] is what the device thread drives. [`Described`] reads a model folder's `config.json`, finds the family by
 //! `model_type`, and builds the skeleton from its [`EncoderSpec`]. Whatever is not implemented is an error that names
 //! the field and the value: a vector that is subtly wrong is worse than no vector.
 
@@ -24,6 +24,7 @@ use serde_json::Value;
 use thiserror::Error;
 
 use crate::arch::encoder::PackedEncoder;
+use crate::arch::family::Family;
 use crate::arch::packed::PackedBatch;
 use crate::arch::spec::{DistanceBiasSpec, EncoderSpec};
 use crate::kernel::Compute;
@@ -90,6 +91,23 @@ impl std::fmt::Debug for Loaded {
     }
 }
 
+/// What a configuration describes, before any weight is read.
+pub struct Described {
+    pub spec: EncoderSpec,
+    /// `model_type` of the configuration.
+    pub architecture: String,
+    family: Family,
+}
+
+impl std::fmt::Debug for Described {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Described")
+            .field("spec", &self.spec)
+            .field("architecture", &self.architecture)
+            .finish_non_exhaustive()
+    }
+}
+
 /// Builds the encoder described by `config` (a parsed `config.json`) from `weight_files`. It will compute with threads of
 /// `pool` beside its caller.
 ///
@@ -102,34 +120,59 @@ pub fn load(
     compute: Compute,
     pool: &Arc<ThreadPool>,
 ) -> Result<Loaded, ArchError> {
-    if !device.is_cpu() {
-        return Err(ArchError::Device(candle_core::Error::Msg(format!("no kernels for {:?}", device.location()))));
+    Described::read(config)?.load(weight_files, device, compute, pool)
+}
+
+impl Described {
+    /// Reads a parsed `config.json`.
+    ///
+    /// # Errors
+    /// [`ArchError`] for what is missing, impossible or not implemented.
+    pub fn read(config: &Value) -> Result<Self, ArchError> {
+        let architecture = config
+            .get("model_type")
+            .and_then(Value::as_str)
+            .ok_or_else(|| ArchError::Config { reason: "model_type is missing".to_owned() })?;
+        let family = family::find(architecture, config);
+        refuse_remote_code(config, family.as_ref().and_then(|family| family.remote_class))?;
+        let unknown = || ArchError::Unsupported { field: "model_type", value: architecture.to_owned() };
+        let family = family.ok_or_else(unknown)?;
+        let spec = (family.spec)(config)?;
+        Ok(Self { spec, architecture: architecture.to_owned(), family })
     }
-    let architecture = config
-        .get("model_type")
-        .and_then(Value::as_str)
-        .ok_or_else(|| ArchError::Config { reason: "model_type is missing".to_owned() })?;
-    let family = family::find(architecture, config);
-    refuse_remote_code(config, family.and_then(|family| family.remote_class))?;
-    let unknown = || ArchError::Unsupported { field: "model_type", value: architecture.to_owned() };
-    let family = family.ok_or_else(unknown)?;
-    let spec = (family.spec)(config)?;
-    check_sizes(&spec, weight_files)?;
-    let mut weights = Weights::open(weight_files, |stored| family.names.role(stored))?;
-    if let Some((role, stored)) = family.stand_in {
-        weights.stand_in(role, stored);
+
+    /// Builds the encoder, as often as it is called: each time the weights are read anew.
+    ///
+    /// # Errors
+    /// See [`ArchError`].
+    pub fn load(
+        &self,
+        weight_files: &[PathBuf],
+        device: &Device,
+        compute: Compute,
+        pool: &Arc<ThreadPool>,
+    ) -> Result<Loaded, ArchError> {
+        let Self { spec, architecture, family } = self;
+        if !device.is_cpu() {
+            return Err(ArchError::Device(candle_core::Error::Msg(format!("no kernels for {:?}", device.location()))));
+        }
+        check_sizes(spec, weight_files)?;
+        let mut weights = Weights::open(weight_files, |stored| family.names.role(stored))?;
+        if let Some((role, stored)) = family.stand_in {
+            weights.stand_in(role, stored);
+        }
+        let in_stored_words = |error: WeightsError| error.renamed(|role| family.names.stored(role));
+        let encoder = PackedEncoder::load(spec, &weights, compute, pool).map_err(|error| match error {
+            ArchError::Weights(error) => ArchError::Weights(in_stored_words(error)),
+            other @ (ArchError::Config { .. }
+            | ArchError::Unsupported { .. }
+            | ArchError::Impossible { .. }
+            | ArchError::Device(_)) => other,
+        })?;
+        weights.refuse_unread(|role| family.names.matters(role)).map_err(in_stored_words)?;
+        let weight_bytes = encoder.size_bytes();
+        Ok(Loaded { encoder: Box::new(encoder), spec: spec.clone(), architecture: architecture.clone(), weight_bytes })
     }
-    let in_stored_words = |error: WeightsError| error.renamed(|role| family.names.stored(role));
-    let encoder = PackedEncoder::load(&spec, &weights, compute, pool).map_err(|error| match error {
-        ArchError::Weights(error) => ArchError::Weights(in_stored_words(error)),
-        other @ (ArchError::Config { .. }
-        | ArchError::Unsupported { .. }
-        | ArchError::Impossible { .. }
-        | ArchError::Device(_)) => other,
-    })?;
-    weights.refuse_unread(|role| family.names.matters(role)).map_err(in_stored_words)?;
-    let weight_bytes = encoder.size_bytes();
-    Ok(Loaded { encoder: Box::new(encoder), spec, architecture: architecture.to_owned(), weight_bytes })
 }
 
 /// `auto_map` asks for Python code from the repository, which we never run. Where it names the very classes that a

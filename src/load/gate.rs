@@ -1,9 +1,9 @@
 //! The gate before an int8 model: a fixed list of texts goes through the f32 and the int8 encoder of the same weights, and
 //! a model whose vectors move too far is refused with the figures.
 //!
-//! It costs a second of work and, for as long, the memory of the f32 weights, so the verdict is noted: later starts with
-//! the same weights, settings, texts and kernels read it. A note that is unreadable, of something else, or not in itself
-//! consistent is no verdict. Runs on the loading thread, before the computation moves to its device thread.
+//! One encoder after the other: the two never lie in memory together. It costs a second of work and, before the int8
+//! weights are built, the memory of the f32 ones, so the verdict is noted: later starts with the same weights, settings,
+//! texts and kernels read it. A note that is unreadable, of something else, or not in itself consistent is no verdict. Runs on the loading thread, before the computation moves to its device thread.
 
 mod texts;
 
@@ -14,7 +14,6 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use thiserror::Error;
 
-use crate::arch::Encoder;
 use crate::kernel::{Compute, KERNEL_VERSION, Precision};
 use crate::load::modules::{Modules, StepModule};
 use crate::pool::FiniteRow;
@@ -89,20 +88,20 @@ pub fn digest(config: &Value, modules: &Modules, weight_files: &[PathBuf]) -> Re
     Ok(state.finalize().to_hex().to_string())
 }
 
-/// Lets the int8 encoder in `computation` pass, or refuses it. `exact` builds the f32 encoder of the same weights; it is
-/// asked for only where there is no verdict yet, and dropped at once.
+/// The int8 model and how far it is from f32, if it passes. `build` builds the model from the same weights each time: in
+/// f32 first, only where there is no verdict yet, then in int8; a model that is known to be refused is not built at all.
 ///
 /// # Errors
-/// [`GateError::Refused`], a failed forward pass, or whatever `exact` fails with.
+/// [`GateError::Refused`], a failed forward pass, or whatever `build` fails with.
 pub fn admit<E: From<GateError>>(
     case: &Case<'_>,
-    computation: &mut Computation,
-    exact: impl FnOnce() -> Result<Box<dyn Encoder>, E>,
-) -> Result<Figures, E> {
-    let (figures, noted) = match case.noted() {
-        Some(figures) => (figures, true),
-        None => (case.measure(computation, exact)?, false),
+    mut build: impl FnMut(Compute) -> Result<Computation, E>,
+) -> Result<(Computation, Figures), E> {
+    let (figures, judged) = match case.noted() {
+        Some(figures) => (figures, None),
+        None => case.measure(&mut build).map(|(figures, judged)| (figures, Some(judged)))?,
     };
+    let noted = judged.is_none();
     let Figures { texts, min_cosine, mean_cosine } = figures;
     tracing::info!(model = case.model, texts, min_cosine, mean_cosine, noted, "int8 held against f32");
     // Written so that a NaN, which compares with nothing, is refused.
@@ -110,7 +109,8 @@ pub fn admit<E: From<GateError>>(
         if mean_cosine < MEAN_COSINE {
             tracing::warn!(model = case.model, mean_cosine, expected = MEAN_COSINE, "int8 is less accurate than usual");
         }
-        return Ok(figures);
+        let computation = judged.map_or_else(|| build(case.compute), Ok)?;
+        return Ok((computation, figures));
     }
     let usable = case.compute.usable().into_iter().rev().filter(|other| *other != case.compute.precision);
     let alternatives = usable.map(Precision::name).collect::<Vec<_>>().join(" or ");
@@ -167,19 +167,21 @@ struct Note {
 }
 
 impl Case<'_> {
-    /// Both encoders' vectors of all texts, one text at a time: memory stays small, and company changes nothing.
+    /// Both encoders' vectors of all texts, one text at a time: memory stays small, and company changes nothing. Also the
+    /// int8 model, which has been built for it.
     fn measure<E: From<GateError>>(
         &self,
-        computation: &mut Computation,
-        exact: impl FnOnce() -> Result<Box<dyn Encoder>, E>,
-    ) -> Result<Figures, E> {
-        let found = self.vectors(computation, self.compute.precision.name())?;
-        let reduced = std::mem::replace(&mut computation.encoder, exact()?);
-        let expected = self.vectors(computation, "f32");
-        computation.encoder = reduced;
-        let figures = Figures::of(&expected?, &found);
+        build: &mut impl FnMut(Compute) -> Result<Computation, E>,
+    ) -> Result<(Figures, Computation), E> {
+        let mut exact = build(Compute::exact(self.compute.isa))?;
+        let expected = self.vectors(&mut exact, "f32")?;
+        // Before the other is built: the two together would be the most that the process ever holds.
+        drop(exact);
+        let mut judged = build(self.compute)?;
+        let found = self.vectors(&mut judged, self.compute.precision.name())?;
+        let figures = Figures::of(&expected, &found);
         self.note(&figures);
-        Ok(figures)
+        Ok((figures, judged))
     }
 
     fn vectors(&self, computation: &mut Computation, precision: &'static str) -> Result<Vec<FiniteRow>, GateError> {

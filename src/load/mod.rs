@@ -20,7 +20,7 @@ use serde_json::Value;
 use thiserror::Error;
 
 use crate::arch::spec::EncoderSpec;
-use crate::arch::{self, ArchError};
+use crate::arch::{ArchError, Described};
 use crate::batch::plan::Budget;
 use crate::batch::{Queue, QueueLimits};
 use crate::catalog::ModelSpec;
@@ -115,18 +115,17 @@ pub fn load(
     let weight_files = weight_files(folder)?;
     let compute = compute(spec, shared.isa)?;
     let pool = shared.threads.pool();
-    let build = |compute| pool.install(|| arch::load(&config, &weight_files, &device, compute, pool));
-    let encoder = build(compute)?;
-    let head = pool.install(|| head(&modules, encoder.spec.hidden_size, shared.isa))?;
-    let limits = limits(spec, &modules, &encoder.spec, head.dimensions(encoder.spec.hidden_size), requests)?;
+    let described = Described::read(&config)?;
+    let hidden_size = described.spec.hidden_size;
+    let head = pool.install(|| head(&modules, hidden_size, shared.isa))?;
+    let limits = limits(spec, &modules, &described.spec, head.dimensions(hidden_size), requests)?;
 
-    progress.enter("warming up".to_owned(), 0);
     let model_metrics = shared.metrics.model(&spec.id);
     let tokenizer = Tokenizer::load(
         TokenizerSource {
             name: &spec.id,
             path: &folder.join("tokenizer.json"),
-            vocab_rows: encoder.spec.vocab_size,
+            vocab_rows: described.spec.vocab_size,
             lower_case: modules.lower_case,
             include_prompt: spec.include_prompt.unwrap_or(modules.include_prompt),
             limits: limits.clone(),
@@ -135,8 +134,13 @@ pub fn load(
         Arc::clone(&model_metrics),
     )?;
     let probe = tokenizer.encode_probe(PROBE).map_err(LoadError::Probe)?;
-    let mut computation = Computation { encoder: encoder.encoder, head, threads: Arc::clone(&shared.threads) };
-    if compute.precision == Precision::Int8 {
+    let mut weight_bytes = 0;
+    let mut build = |compute| -> Result<Computation, LoadError> {
+        let loaded = pool.install(|| described.load(&weight_files, &device, compute, pool))?;
+        weight_bytes = loaded.weight_bytes;
+        Ok(Computation { encoder: loaded.encoder, head: head.clone(), threads: Arc::clone(&shared.threads) })
+    };
+    let mut computation = if compute.precision == Precision::Int8 {
         progress.enter("comparing int8 with f32".to_owned(), 0);
         let case = Case {
             model: &spec.id,
@@ -146,8 +150,11 @@ pub fn load(
             weights: gate::digest(&config, &modules, &weight_files)?,
             notes: &shared.notes,
         };
-        gate::admit(&case, &mut computation, || Ok::<_, LoadError>(build(Compute::exact(shared.isa))?.encoder))?;
-    }
+        gate::admit(&case, build)?.0
+    } else {
+        build(compute)?
+    };
+    progress.enter("warming up".to_owned(), 0);
     let canary = warmup::self_test(&mut computation, &probe, Dimensions::native(&limits))?;
     let forward = canary.took();
     let tokens_per_second = probe.len() as f64 / forward.as_secs_f64().max(1e-6);
@@ -155,18 +162,18 @@ pub fn load(
 
     model_metrics.set_info(&ModelInfo {
         revision: revision.unwrap_or("none").to_owned(),
-        architecture: encoder.architecture.clone(),
+        architecture: described.architecture.clone(),
         dtype: compute.precision.to_string(),
         device: "cpu".to_owned(),
         pooling: modules.pooling_name(),
         dimensions: limits.dimensions,
     });
-    let memory = memory::measure(encoder.weight_bytes, &encoder.spec, budget.tokens);
+    let memory = memory::measure(weight_bytes, &described.spec, budget.tokens);
     model_metrics.loaded(start.elapsed(), memory.weight_bytes);
     model_metrics.scratch(memory.scratch_bytes);
     tracing::info!(
         model = spec.id,
-        architecture = encoder.architecture,
+        architecture = described.architecture,
         dimensions = limits.dimensions,
         max_tokens = limits.max_tokens,
         pooling = modules.pooling_name(),

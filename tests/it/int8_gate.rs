@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::{Device, Tensor};
 use embedserve::arch::packed::PackedBatch;
@@ -60,11 +61,12 @@ fn case(notes: &Notes) -> Case<'_> {
 /// Admits an encoder that is off by `noise`; also says whether it was measured.
 fn admitted(case: &Case<'_>, noise: f32) -> (Result<Figures, GateError>, bool) {
     let measured = Cell::new(false);
-    let exact = || {
-        measured.set(true);
-        Ok::<Box<dyn Encoder>, GateError>(Box::new(Noisy(0.0)))
+    let build = |compute: Compute| {
+        let is_exact = compute.precision == Precision::F32;
+        measured.set(measured.get() || is_exact);
+        Ok::<_, GateError>(computation(Box::new(Noisy(if is_exact { 0.0 } else { noise }))))
     };
-    let found = admit(case, &mut computation(Box::new(Noisy(noise))), exact);
+    let found = admit(case, build).map(|(_, figures)| figures);
     (found, measured.get())
 }
 
@@ -194,31 +196,70 @@ fn an_encoder_that_fails_is_named_and_leaves_no_verdict() {
     for (id, reason) in [(evil::ERROR, "evil row"), (evil::PANIC, "evil row"), (evil::NAN, "non-finite")] {
         let case = Case { rows: vec![vec![20], vec![id]], ..case(&notes) };
         let clean = || -> Box<dyn Encoder> { Box::new(Noisy(0.0)) };
-        for (int8, f32, named) in [(evil(), clean(), "the int8 encoder"), (clean(), evil(), "the f32 encoder")] {
-            let error = admit(&case, &mut computation(int8), || Ok::<_, GateError>(f32)).unwrap_err().to_string();
+        for (bad, named) in [(Precision::Int8, "the int8 encoder"), (Precision::F32, "the f32 encoder")] {
+            let build = |compute: Compute| {
+                Ok::<_, GateError>(computation(if compute.precision == bad { evil() } else { clean() }))
+            };
+            let error = admit(&case, build).unwrap_err().to_string();
             assert!(error.contains(named) && error.contains(reason), "{error}");
         }
     }
     assert_eq!(notes_in(folder.path()), []);
-    // What `exact` fails with comes out as it is.
-    let error =
-        admit(&case(&notes), &mut computation(Box::new(Noisy(0.0))), || Err(LoadError::Probe("no weights".to_owned())));
+    // What the building fails with comes out as it is.
+    let error = admit(&case(&notes), |_| Err(LoadError::Probe("no weights".to_owned())));
     assert!(error.unwrap_err().to_string().contains("no weights"));
 }
 
+/// An encoder that knows how many of its kind there are.
+struct Counted(Arc<AtomicUsize>, Box<dyn Encoder>);
+
+impl Counted {
+    fn boxed(alive: &Arc<AtomicUsize>, encoder: Box<dyn Encoder>) -> Box<dyn Encoder> {
+        alive.fetch_add(1, Ordering::SeqCst);
+        Box::new(Self(Arc::clone(alive), encoder))
+    }
+}
+
+impl Encoder for Counted {
+    fn forward(&mut self, batch: &PackedBatch) -> Result<Tensor, EncoderError> {
+        self.1.forward(batch)
+    }
+
+    fn hidden_size(&self) -> usize {
+        self.1.hidden_size()
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 #[test]
-fn the_int8_encoder_is_the_one_that_serves() {
-    let notes = Notes::at("/dev/null/notes".into());
-    let (int8, exact) = (Evil::default(), Evil::default());
-    let mut computation = computation(int8.encoder());
+fn the_int8_encoder_is_the_one_that_serves_and_never_lies_beside_the_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let notes = Notes::at(folder.path().to_owned());
     let rows = vec![vec![20, 21], vec![22]];
     let case = Case { rows: rows.clone(), ..case(&notes) };
-    admit(&case, &mut computation, || Ok::<_, GateError>(exact.encoder())).unwrap();
-    // Each text alone, once through each.
+    // Each text alone, once through each; the second time nothing but the note is asked.
     let alone: Vec<Vec<Vec<u32>>> = rows.into_iter().map(|row| vec![row]).collect();
-    assert_eq!((int8.batches(), exact.batches()), (alone.clone(), alone));
-    computation.run(&[&[23]], &[embedserve::request::RowShape::whole(native())]).unwrap();
-    assert_eq!((int8.batches().len(), exact.batches().len()), (3, 2));
+    for asked in [alone, Vec::new()] {
+        let (int8, exact) = (Evil::default(), Evil::default());
+        let (alive, built) = (Arc::new(AtomicUsize::new(0)), Cell::new(0));
+        let build = |compute: Compute| {
+            assert_eq!(alive.load(Ordering::SeqCst), 0, "two copies of the weights at once");
+            built.set(built.get() + 1);
+            let encoder = if compute.precision == Precision::F32 { &exact } else { &int8 };
+            Ok::<_, GateError>(computation(Counted::boxed(&alive, encoder.encoder())))
+        };
+        let (mut served, figures) = admit(&case, build).unwrap();
+        assert_eq!(built.get(), if asked.is_empty() { 1 } else { 2 });
+        assert_eq!(figures, Figures { texts: 2, min_cosine: 1.0, mean_cosine: 1.0 });
+        assert_eq!((int8.batches(), exact.batches()), (asked.clone(), asked.clone()));
+        served.run(&[&[23]], &[embedserve::request::RowShape::whole(native())]).unwrap();
+        assert_eq!((int8.batches().len(), exact.batches().len()), (asked.len() + 1, asked.len()));
+    }
 }
 
 /// From a folder, as the server loads it. Whether weights this small and random are good enough for int8 is not the
