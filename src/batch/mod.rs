@@ -78,6 +78,8 @@ struct State {
     pace: Pace,
     /// The batch that is not done.
     running: Option<Running>,
+    /// When an interactive request came last.
+    interactive: Option<Instant>,
     /// Tokens of one batch, where the device turned out to hold fewer than the limits say.
     ceiling: Option<usize>,
 }
@@ -93,6 +95,14 @@ struct Running {
 /// Of the time that a request may take, so much may be predicted: predictions err, and what is given up late has cost as
 /// much as what is answered.
 const MARGIN: f64 = 0.8;
+
+/// How long a batch takes while interactive requests and bulk work share the device: two of these are a delay that a
+/// person at a search box does not notice.
+const SHORT_BATCH: Duration = Duration::from_millis(50);
+/// But no fewer tokens than this, two tiles of the CPU's kernels: below, the delay would be bought with throughput.
+const SHORT_BATCH_TOKENS: usize = 512;
+/// After the last interactive request, batches are whole again once this has passed.
+const INTERACTIVE_LATELY: Duration = Duration::from_secs(1);
 
 /// What the device thread does next.
 #[derive(Debug)]
@@ -157,6 +167,9 @@ impl Queue {
             self.shared.metrics.refused(Refusal::Late);
             return Err(SubmitError::Late { retry_after });
         }
+        if state.backlog.is_interactive(n_rows, n_tokens) {
+            state.interactive = Some(Instant::now());
+        }
         let (jobs, tickets) = pair(rows, dimensions, Arc::clone(&self.shared.metrics), limits.timeout, abandon);
         state.backlog.push_for(client.flow, VecDeque::from(jobs));
         self.shared.report(&state);
@@ -173,7 +186,8 @@ impl Queue {
             self.shared.forget_abandoned(&mut state);
             let budget = self.shared.limits.batch;
             let tokens = state.ceiling.map_or(budget.tokens, |ceiling| ceiling.min(budget.tokens));
-            let plan = state.backlog.plan(Budget { tokens, ..budget });
+            let enough = state.enough();
+            let plan = state.backlog.plan_enough(Budget { tokens, ..budget }, enough);
             self.shared.cancelled(plan.unwanted);
             self.shared.report(&state);
             if !plan.batch.is_empty() {
@@ -269,7 +283,19 @@ impl State {
             closed: false,
             pace: Pace::default(),
             running: None,
+            interactive: None,
             ceiling: None,
+        }
+    }
+
+    /// With how many tokens a batch has enough. While interactive requests come and go beside bulk work, batches are
+    /// short: whoever comes waits for the one that runs and for its own.
+    fn enough(&self) -> usize {
+        let lately = self.interactive.is_some_and(|at| at.elapsed() < INTERACTIVE_LATELY);
+        if lately && self.backlog.has_bulk() {
+            self.pace.tokens(SHORT_BATCH).max(SHORT_BATCH_TOKENS)
+        } else {
+            usize::MAX
         }
     }
 

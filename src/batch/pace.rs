@@ -20,6 +20,13 @@ impl Pace {
         self.tokens_per_second = if full && old > 0.0 { old + WEIGHT * (rate - old) } else { old.max(rate) };
     }
 
+    /// How many tokens are computed in this time; 0 before anything was computed.
+    pub(super) fn tokens(self, time: Duration) -> usize {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, and is never negative")]
+        let tokens = (self.tokens_per_second * time.as_secs_f64()) as usize;
+        tokens
+    }
+
     /// How long so many tokens take; `None` before anything was computed.
     pub(super) fn time(self, n_tokens: usize) -> Option<Duration> {
         /// Beyond what any client waits for: bounded before the conversion, which panics on what no clock holds.
@@ -50,6 +57,14 @@ mod tests {
         // A device that has become slow.
         pace.observe(500, SECOND, true);
         assert_eq!(pace.time(900), Some(SECOND));
+    }
+
+    #[test]
+    fn tokens_are_what_a_time_is_enough_for() {
+        let mut pace = Pace::default();
+        assert_eq!(pace.tokens(SECOND), 0);
+        pace.observe(1000, SECOND, true);
+        assert_eq!((pace.tokens(SECOND), pace.tokens(SECOND / 20)), (1000, 50));
     }
 
     #[test]

@@ -137,6 +137,16 @@ impl<T> Backlog<T> {
         self.rows() == 0
     }
 
+    /// Whether such a request would be interactive.
+    pub const fn is_interactive(&self, rows: usize, tokens: usize) -> bool {
+        self.lane_of(rows, tokens).0 == INTERACTIVE
+    }
+
+    /// Whether bulk work waits.
+    pub const fn has_bulk(&self) -> bool {
+        self.lanes[BULK].load.rows > 0
+    }
+
     /// What a request of this many rows and tokens would have before it. Whoever shares with it, flow or lane, is given
     /// as much as it is, or all that it has. In the bulk lane the requests of a flow take turns: before the first row of a
     /// new one there is one row of each.
@@ -193,10 +203,15 @@ impl<T: Planned> Backlog<T> {
     /// Takes the next batch. Empty only when no wanted row waits or the first one exceeds the whole budget, which
     /// `submit` refuses.
     pub fn plan(&mut self, budget: Budget) -> Plan<T> {
+        self.plan_enough(budget, usize::MAX)
+    }
+
+    /// The same, but the row with which a batch reaches `enough` tokens is its last one.
+    pub fn plan_enough(&mut self, budget: Budget, enough: usize) -> Plan<T> {
         let mut plan = Plan { batch: Vec::new(), unwanted: Vec::new() };
         let mut left = budget;
         let mut overdue = self.overdue.take();
-        while left.rows > 0 && left.tokens > 0 {
+        while left.rows > 0 && left.tokens > 0 && budget.tokens - left.tokens < enough {
             let Some((lane, index)) = self.next(overdue.take()) else { break };
             let flow = self.lanes[lane].flows[index].flow;
             match self.lanes[lane].take(index, left.tokens, &mut plan.unwanted) {

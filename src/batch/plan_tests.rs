@@ -228,3 +228,16 @@ fn a_long_row_that_did_not_fit_is_first_in_the_next_plan() {
     assert_eq!(first.batch.iter().map(|row| row.request).collect::<Vec<_>>(), [0, 2, 3, 4]);
     assert_eq!(backlog.plan(batch).batch[0].request, 1);
 }
+
+#[test]
+fn a_plan_ends_with_the_row_that_makes_it_enough() {
+    let batch = Budget { rows: usize::MAX, tokens: 100 };
+    let mut backlog = backlog(batch, &[(0, vec![(10, true); 20]), (0, vec![(60, true), (60, true)])]);
+    let plan_of = |backlog: &mut Backlog<Row>, enough| {
+        backlog.plan_enough(batch, enough).batch.iter().map(|row| row.tokens).collect::<Vec<_>>()
+    };
+    assert_eq!(plan_of(&mut backlog, 25), [10, 60], "requests take turns, and the last row is whole");
+    assert_eq!(plan_of(&mut backlog, 10), [10]);
+    assert_eq!(plan_of(&mut backlog, 1), [60], "a row longer than what is enough is a batch by itself");
+    assert_eq!(plan_of(&mut backlog, usize::MAX), [10; 10], "the budget still holds");
+}

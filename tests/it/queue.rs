@@ -10,7 +10,7 @@ use embedserve::observe::progress::LoadProgress;
 use embedserve::runner::Health;
 
 use crate::support::device::{MODEL, TestDevice, limits, soon, until};
-use crate::support::evil::{BLOCK, expected};
+use crate::support::evil::{BLOCK, Fault, expected};
 use crate::support::served::{batches, requests, shared, spec};
 use crate::support::tiny_model::TinyModel;
 
@@ -253,6 +253,33 @@ async fn single_rows_overtake_several_requests_of_2048() {
     assert!(batches[1..3].iter().all(|batch| shares(batch) == 8), "the large ones have their half all the while");
     for tickets in large {
         assert!(tickets.join(soon()).await.unwrap().rows.iter().all(Result::is_ok));
+    }
+}
+
+// while somebody sends single texts beside bulk work, batches are short; without such a text they are whole.
+#[tokio::test]
+async fn batches_beside_single_texts_are_short() {
+    let batch = Budget { rows: usize::MAX, tokens: 2048 };
+    let device = TestDevice::start(QueueLimits { rows: 10_000, tokens: 100_000, batch, ..limits() });
+    // At this pace a short batch has fewer than the 512 tokens that the kernels need.
+    device.evil.fault(Fault::Paced(Duration::from_micros(100)));
+    let sizes = || device.evil.batches().iter().map(|batch| batch.iter().map(Vec::len).sum()).collect::<Vec<usize>>();
+    for with_single in [false, true] {
+        device.evil.forget();
+        let mut tickets = vec![device.submit(&vec![[100; 60].as_slice(); 100]).unwrap()];
+        if with_single {
+            tickets.push(device.submit(&[&[200; 60]]).unwrap());
+        }
+        for tickets in tickets {
+            assert!(tickets.join(soon()).await.unwrap().rows.iter().all(Result::is_ok));
+        }
+        // The first one may have started before the single text came.
+        let sizes = &sizes()[1..];
+        if with_single {
+            assert!(sizes.len() >= 7 && sizes.iter().all(|size| *size <= 540), "{sizes:?}");
+        } else {
+            assert_eq!(sizes, [2040, 1920]);
+        }
     }
 }
 

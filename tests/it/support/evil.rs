@@ -54,6 +54,8 @@ pub enum Fault {
     Hang,
     /// Every pass takes this long at least.
     Slow(Duration),
+    /// Every token takes this long at least.
+    Paced(Duration),
     /// More tokens than this do not fit.
     Small(usize),
 }
@@ -119,6 +121,9 @@ impl Encoder for EvilEncoder {
         if let Fault::Slow(pause) = fault {
             std::thread::sleep(pause);
         }
+        if let Fault::Paced(pause) = fault {
+            std::thread::sleep(pause * u32::try_from(batch.n_tokens()).unwrap());
+        }
         assert!(!has(PANIC), "evil row");
         if has(DIE) {
             std::panic::panic_any(Bomb);
@@ -136,7 +141,13 @@ impl Encoder for EvilEncoder {
             Fault::Drift => f32::EPSILON,
             Fault::Crowd if batch.n_rows() > 1 => 1.0,
             Fault::Flicker => self.0.batches().len() as f32,
-            Fault::None | Fault::Crowd | Fault::Error | Fault::Hang | Fault::Slow(_) | Fault::Small(_) => 0.0,
+            Fault::None
+            | Fault::Crowd
+            | Fault::Error
+            | Fault::Hang
+            | Fault::Slow(_)
+            | Fault::Paced(_)
+            | Fault::Small(_) => 0.0,
         };
         let value = |(id, column): (u32, usize)| if id == NAN { f32::NAN } else { state(id, column) + drift };
         let states = batch.ids().iter().flat_map(|&id| (0..HIDDEN).map(move |column| value((id, column)))).collect();
