@@ -30,9 +30,9 @@ const SHOWN_SIZES: usize = 8;
 /// Why weights cannot be used.
 #[derive(Debug, Error)]
 pub enum WeightsError {
-    #[error("cannot read {path}: {reason}")]
+    #[error("cannot read {}: {reason}", shown_path(.path))]
     Read { path: PathBuf, reason: String },
-    #[error("{path} is not a safetensors file: {}", shown(.reason))]
+    #[error("{} is not a safetensors file: {}", shown_path(.path), shown(.reason))]
     Format { path: PathBuf, reason: String },
     #[error("tensor {name} is missing from the weights")]
     Missing { name: String },
@@ -74,6 +74,18 @@ pub(crate) fn shown(text: &str) -> String {
         out.push_str("...");
     }
     out
+}
+
+/// A path that ends with a name out of a model's files: of a long one, the beginning and the end.
+pub(crate) fn shown_path(path: &Path) -> String {
+    const ENDS: usize = SHOWN_CHARS / 2;
+    let path = path.display().to_string();
+    let n_chars = path.chars().count();
+    if n_chars <= 2 * ENDS {
+        return path;
+    }
+    let (start, end) = (path.chars().take(ENDS), path.chars().skip(n_chars - ENDS));
+    start.chain("...".chars()).chain(end).collect()
 }
 
 /// The open weight files of one model, and which of their tensors have been taken.

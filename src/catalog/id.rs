@@ -53,6 +53,11 @@ pub fn printable(text: &str) -> String {
     out
 }
 
+/// Ends of lines and paragraphs, and changes of direction: what makes a name look like another one.
+const fn turns_text(c: char) -> bool {
+    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 // === impl RepoId ===
 
 impl RepoId {
@@ -121,7 +126,8 @@ impl Revision {
 
 impl RelPath {
     /// # Errors
-    /// Absolute paths, drive letters, `.`, `..`, backslashes, control characters, empty and over-long parts.
+    /// Absolute paths, drive letters, `.`, `..`, backslashes, control characters, marks of lines and directions, empty and
+    /// over-long parts.
     pub fn parse(text: &str) -> Result<Self, IdError> {
         let refuse = |reason| Err(IdError::new("file name", reason, text));
         if text.is_empty() || text.len() > MAX_PATH {
@@ -130,8 +136,8 @@ impl RelPath {
         if text.starts_with('/') {
             return refuse("is absolute");
         }
-        if text.chars().any(char::is_control) {
-            return refuse("has a control character");
+        if text.chars().any(|c| c.is_control() || turns_text(c)) {
+            return refuse("has a control character or one that turns or breaks lines");
         }
         // A backslash separates and a colon names a drive or a stream on other systems: never part of an honest name.
         if text.contains(['\\', ':']) {
@@ -282,6 +288,9 @@ mod tests {
             "a\0b",
             "a\nb",
             "\u{1b}[2J",
+            "a\u{2028}b",
+            "gpj\u{202e}.exe",
+            "a\u{2066}b",
             long.as_str(),
         ];
         for text in bad {

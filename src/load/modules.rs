@@ -16,7 +16,7 @@ use thiserror::Error;
 
 use crate::catalog::id::RelPath;
 use crate::pool::PoolingMode;
-use crate::weights::shown;
+use crate::weights::{shown, shown_path};
 use prompts::OwnPrompts;
 pub use steps::{DenseModule, LayerNormModule, StepModule};
 
@@ -36,11 +36,11 @@ const MAX_CONFIG_BYTES: u64 = 4 * 1024 * 1024;
 /// Why a model folder cannot be understood.
 #[derive(Debug, Error)]
 pub enum ModulesError {
-    #[error("cannot read {path}: {reason}")]
+    #[error("cannot read {}: {reason}", shown_path(.path))]
     Read { path: PathBuf, reason: String },
-    #[error("{path}: {}", shown(.reason))]
+    #[error("{}: {}", shown_path(.path), shown(.reason))]
     Format { path: PathBuf, reason: String },
-    #[error("{path}: {field} = {} is not implemented", shown(.value))]
+    #[error("{}: {field} = {} is not implemented", shown_path(.path), shown(.value))]
     Unsupported { path: PathBuf, field: &'static str, value: String },
 }
 
