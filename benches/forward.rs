@@ -16,7 +16,7 @@ use embedserve::arch::packed::PackedBatch;
 use embedserve::arch::{self, Encoder};
 use embedserve::cli::Cli;
 use embedserve::config::{self, Environment};
-use embedserve::kernel::{Compute, Isa, Precision};
+use embedserve::kernel::{Compute, Isa, Precision, Target};
 use embedserve::observe::progress::LoadProgress;
 use embedserve::threads::{self, Threads};
 use embedserve::tokenize::load::{ids, load};
@@ -53,7 +53,7 @@ pub fn run() {
     let mut models: Vec<(Precision, arch::Loaded)> = Vec::new();
     for precision in precisions() {
         let compute = Compute { isa: Isa::detect(), precision };
-        models.push((precision, arch::load(&value, files, &Device::Cpu, compute, pool.pool()).expect("our model")));
+        models.push((precision, arch::load(&value, files, &Target::Cpu, compute, pool.pool()).expect("our model")));
     }
     let spec = &models.first().expect("a precision").1.spec;
     let linear = 2 * spec.n_layers() * (4 * spec.hidden_size.pow(2) + 2 * spec.hidden_size * spec.intermediate_size);

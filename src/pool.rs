@@ -3,13 +3,10 @@
 //! What happens, and in which order, is what the model's `modules.json` says; nothing is assumed. No I/O and no
 //! channels: the device thread calls [`Head::finish`] and hands on plain rows.
 
-use std::sync::Arc;
-
 use candle_core::{Device, Result, Tensor};
 use thiserror::Error;
 
-use crate::arch::packed::PackedBatch;
-use crate::kernel::{Linear, Pool, Reduce};
+use crate::kernel::{Linear, Reduce};
 use crate::request::{Dimensions, RowShape};
 
 /// Pooling modes of sentence-transformers.
@@ -110,23 +107,27 @@ impl Head {
         dense.unwrap_or(hidden_size * self.pooling.len())
     }
 
-    /// `hidden [n_tokens, hidden_size]` to one vector per row of the batch, each with its own prompt left out of the
-    /// pooling and cut to its own length.
+    /// How the encoder's states become one row per sequence, in the order in which the rows lie side by side.
+    pub fn ways(&self) -> Vec<Reduce> {
+        self.pooling.iter().map(|mode| mode.reduce()).collect()
+    }
+
+    /// `pooled`, as the encoder gives it for [`Self::ways`], to one vector per row of the batch, each cut to its own length.
     ///
     /// # Errors
     /// The device failed. A non-finite vector fails its own row alone.
     pub fn finish(
         &self,
-        hidden: &Tensor,
-        batch: &PackedBatch,
+        pooled: Vec<f32>,
         shapes: &[RowShape],
     ) -> Result<Vec<std::result::Result<FiniteRow, NonFinite>>> {
-        let mut vectors = self.pool(hidden, batch, shapes)?;
+        let width = pooled.len() / shapes.len().max(1);
+        let mut vectors = Vectors { values: pooled, width };
         // Checked here too: a ReLU behind it would turn a NaN into a plausible zero.
         let finite: Vec<bool> = vectors.rows().map(are_finite).collect();
         for step in &self.steps {
             match step {
-                Step::Dense(dense) => vectors = vectors.through(dense, hidden.device())?,
+                Step::Dense(dense) => vectors = vectors.through(dense)?,
                 Step::LayerNorm(norm) => vectors.rows_mut().for_each(|row| norm.apply(row)),
                 Step::Normalize => vectors.rows_mut().for_each(normalise),
             }
@@ -135,28 +136,6 @@ impl Head {
         Ok(rows
             .map(|((row, finite), shape)| if finite { cut(row, shape.dimensions) } else { Err(NonFinite) })
             .collect())
-    }
-
-    fn pool(&self, hidden: &Tensor, batch: &PackedBatch, shapes: &[RowShape]) -> Result<Vectors> {
-        let skips: Arc<[usize]> = shapes.iter().map(|shape| shape.skip).collect();
-        let mut parts = Vec::with_capacity(self.pooling.len());
-        for mode in &self.pooling {
-            let pool = Pool { reduce: mode.reduce(), offsets: batch.offsets().clone(), skips: Arc::clone(&skips) };
-            parts.push(Vectors::read(&pool.forward(hidden)?)?);
-        }
-        if parts.len() == 1
-            && let Some(only) = parts.pop()
-        {
-            return Ok(only);
-        }
-        let width = parts.iter().map(|part| part.width).sum();
-        let mut values = Vec::with_capacity(width * shapes.len());
-        for row in 0..shapes.len() {
-            for part in &parts {
-                values.extend_from_slice(&part.values[row * part.width..][..part.width]);
-            }
-        }
-        Ok(Vectors { values, width })
     }
 }
 
@@ -180,9 +159,9 @@ impl Vectors {
         self.values.chunks_exact_mut(self.width)
     }
 
-    fn through(self, dense: &Linear, device: &Device) -> Result<Self> {
+    fn through(self, dense: &Linear) -> Result<Self> {
         let n_rows = self.values.len() / self.width;
-        Self::read(&dense.forward(&Tensor::from_vec(self.values, (n_rows, self.width), device)?)?)
+        Self::read(&dense.forward(&Tensor::from_vec(self.values, (n_rows, self.width), &Device::Cpu)?)?)
     }
 }
 

@@ -150,7 +150,7 @@ pub fn start(config: Config, listener: TcpListener) -> anyhow::Result<Running> {
     let ids: Vec<String> = config.names.models().iter().map(|model| model.id.clone()).collect();
     let metrics = Metrics::new(&ids);
     let threads = Arc::new(Threads::new(config.batch.threads)?);
-    metrics.build("cpu", config.batch.isa.name());
+    metrics.build(if cfg!(feature = "cuda") { "cpu,cuda" } else { "cpu" }, config.batch.isa.name());
     metrics.threads("compute", threads.count());
     metrics.threads("tokenize", config.batch.threads);
     let workers = Workers::beside(config.batch.threads, Arc::clone(threads.computing()), &metrics)?;
@@ -159,6 +159,7 @@ pub fn start(config: Config, listener: TcpListener) -> anyhow::Result<Running> {
         workers,
         metrics: Arc::clone(&metrics),
         isa: config.batch.isa,
+        target: config.batch.place.target.clone(),
         notes: Notes::new(&config.source),
     };
     let engine = Arc::new(Engine::with(config.names.clone(), metrics, policy(config.residency)));
@@ -251,7 +252,8 @@ fn announce(running: &Running) {
         keys = config.http.api_keys.len(),
         threads = config.batch.threads,
         kernels = %config.batch.isa,
-        device = "cpu",
+        device = config.batch.place.target.label(),
+        device_why = config.batch.place.why,
         "listening"
     );
     if config.http.api_keys.is_empty() && !config::is_loopback(running.address.ip()) {

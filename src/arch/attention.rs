@@ -25,16 +25,12 @@ pub fn load(
     places: Places,
     compute: Compute,
 ) -> Result<SelfAttention, WeightsError> {
-    let role = format!("layers.{layer}.attention");
-    let (hidden, inner) = (spec.hidden_size, spec.inner_size());
-    let parts = ["query", "key", "value"];
-    let qkv = load_stacked(weights, &role, ("qkv", &parts), (inner, hidden), spec.attention.input_bias)?;
-    let output = load_matrix(weights, &format!("{role}.output"), (hidden, inner), spec.attention.output_bias)?;
+    let (qkv, output) = stored(spec, weights, layer)?;
     let delicate = compute.where_delicate();
     let qkv = if delicate == compute {
         vec![qkv.pack(compute, Activation::None)]
     } else {
-        let (scores, values) = qkv.split_at(2 * inner);
+        let (scores, values) = qkv.split_at(2 * spec.inner_size());
         vec![scores.pack(compute, Activation::None), values.pack(delicate, Activation::None)]
     };
     Ok(SelfAttention {
@@ -49,6 +45,23 @@ pub fn load(
         },
         output: output.pack(delicate, Activation::None),
     })
+}
+
+/// Query, key and value as one product `[3·inner, hidden]`, and the output projection `[hidden, inner]`.
+///
+/// # Errors
+/// A missing or misshapen tensor.
+pub fn stored(
+    spec: &EncoderSpec,
+    weights: &Weights,
+    layer: usize,
+) -> Result<(StoredLinear, StoredLinear), WeightsError> {
+    let role = format!("layers.{layer}.attention");
+    let (hidden, inner) = (spec.hidden_size, spec.inner_size());
+    let parts = ["query", "key", "value"];
+    let qkv = load_stacked(weights, &role, ("qkv", &parts), (inner, hidden), spec.attention.input_bias)?;
+    let output = load_matrix(weights, &format!("{role}.output"), (hidden, inner), spec.attention.output_bias)?;
+    Ok((qkv, output))
 }
 
 /// A linear layer as it is stored: `[n, k]`, row-major, and its bias.

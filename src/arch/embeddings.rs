@@ -35,6 +35,11 @@ impl Embeddings {
         Ok(Self { op: Embed { width, word, position, token_type, norm }, first_position })
     }
 
+    /// Which row of the position table a sequence's first token takes.
+    pub const fn first_position(&self) -> FirstPosition {
+        self.first_position
+    }
+
     /// The row of the position table of every token.
     pub fn positions(&self, batch: &PackedBatch) -> Vec<u32> {
         position::rows(self.first_position, batch)

@@ -1,7 +1,7 @@
 //! Loading of the feed-forward block: up-projection with its activation, plain or gated, and down-projection.
 
 use crate::arch::attention::{StoredLinear, load_matrix, load_stacked};
-use crate::arch::spec::EncoderSpec;
+use crate::arch::spec::{EncoderSpec, FeedForwardSpec};
 use crate::kernel::{Activation, Compute, FeedForward};
 use crate::weights::{Weights, WeightsError};
 
@@ -15,19 +15,36 @@ pub fn load(
     layer: usize,
     compute: Compute,
 ) -> Result<FeedForward, WeightsError> {
-    let role = format!("layers.{layer}.feed_forward");
-    let (hidden, width, options) = (spec.hidden_size, spec.intermediate_size, spec.feed_forward);
+    let (up, down) = stored(spec, weights, layer)?;
     // Models of this kind build up their few huge values in the last layers but one (Bondarenko et al. 2021).
     let up_compute = if layer + 2 == spec.n_layers() { compute.where_delicate() } else { compute };
-    let (up, gate) = if options.gated {
-        let up = load_gate_up(weights, &role, (width, hidden), options.up_bias)?;
-        (up.pack(up_compute, Activation::None), Some(options.activation))
+    let FeedForwardSpec { activation, gated, .. } = spec.feed_forward;
+    let (up, gate) = if gated {
+        (up.pack(up_compute, Activation::None), Some(activation))
     } else {
-        let up = load_matrix(weights, &format!("{role}.up"), (width, hidden), options.up_bias)?;
-        (up.pack(up_compute, options.activation), None)
+        (up.pack(up_compute, activation), None)
+    };
+    Ok(FeedForward { up, gate, down: down.pack(compute, Activation::None) })
+}
+
+/// The first product, `[middle, hidden]` or gated `[2·middle, hidden]` with the activated half first, and the second one.
+///
+/// # Errors
+/// A missing or misshapen tensor.
+pub fn stored(
+    spec: &EncoderSpec,
+    weights: &Weights,
+    layer: usize,
+) -> Result<(StoredLinear, StoredLinear), WeightsError> {
+    let role = format!("layers.{layer}.feed_forward");
+    let (hidden, width, options) = (spec.hidden_size, spec.intermediate_size, spec.feed_forward);
+    let up = if options.gated {
+        load_gate_up(weights, &role, (width, hidden), options.up_bias)?
+    } else {
+        load_matrix(weights, &format!("{role}.up"), (width, hidden), options.up_bias)?
     };
     let down = load_matrix(weights, &format!("{role}.down"), (hidden, width), options.down_bias)?;
-    Ok(FeedForward { up, gate, down: down.pack(compute, Activation::None) })
+    Ok((up, down))
 }
 
 /// The activated half first, whichever way it is stored.

@@ -5,6 +5,8 @@
 //! the field and the value: a vector that is subtly wrong is worse than no vector.
 
 pub mod attention;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod embeddings;
 pub mod encoder;
 pub mod family;
@@ -18,7 +20,7 @@ pub mod spec;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use rayon::ThreadPool;
 use serde_json::Value;
 use thiserror::Error;
@@ -27,7 +29,11 @@ use crate::arch::encoder::PackedEncoder;
 use crate::arch::family::Family;
 use crate::arch::packed::PackedBatch;
 use crate::arch::spec::{DistanceBiasSpec, EncoderSpec};
-use crate::kernel::Compute;
+#[cfg(feature = "cuda")]
+use crate::kernel::Precision;
+#[cfg(feature = "cuda")]
+use crate::kernel::cuda::Format;
+use crate::kernel::{Compute, Pool, Reduce, Target};
 use crate::weights::{Weights, WeightsError, shown};
 
 /// A model's forward pass, owned and called by its device thread alone.
@@ -41,6 +47,21 @@ pub trait Encoder: Send {
     fn forward(&mut self, batch: &PackedBatch) -> Result<Tensor, EncoderError>;
 
     fn hidden_size(&self) -> usize;
+
+    /// One row per sequence for each of `ways`, `[n_rows, ways·hidden_size]`; the first `skips` tokens of each sequence are
+    /// left out.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    fn pooled(&mut self, batch: &PackedBatch, ways: &[Reduce], skips: &[usize]) -> Result<Vec<f32>, EncoderError> {
+        let hidden = self.forward(batch)?;
+        Ok(Pool::side_by_side(&hidden, batch.offsets(), ways, skips)?)
+    }
+
+    /// How far a row's vector may move with its company, as a share of its largest value. 0: not by one bit.
+    fn company_bound(&self) -> f32 {
+        0.0
+    }
 }
 
 /// Why a forward pass failed.
@@ -66,6 +87,12 @@ pub enum ArchError {
     Unsupported { field: &'static str, value: String },
     #[error("config.json: {field} = {} is impossible: {reason}", shown(.value))]
     Impossible { field: &'static str, value: String, reason: &'static str },
+    #[error("config.json: {field} = {value} has no kernel on GPUs: use --device cpu, or another --dtype")]
+    NoKernel { field: &'static str, value: usize },
+    #[error("int8 is computed on CPUs only: use dtype = bf16 or f32, or --device cpu")]
+    NoInt8,
+    #[error("{0}")]
+    Gpu(String),
     #[error(transparent)]
     Weights(#[from] WeightsError),
     #[error("cannot prepare the weights: {0}")]
@@ -116,11 +143,11 @@ impl std::fmt::Debug for Described {
 pub fn load(
     config: &Value,
     weight_files: &[PathBuf],
-    device: &Device,
+    target: &Target,
     compute: Compute,
     pool: &Arc<ThreadPool>,
 ) -> Result<Loaded, ArchError> {
-    Described::read(config)?.load(weight_files, device, compute, pool)
+    Described::read(config)?.load(weight_files, target, compute, pool)
 }
 
 impl Described {
@@ -148,30 +175,57 @@ impl Described {
     pub fn load(
         &self,
         weight_files: &[PathBuf],
-        device: &Device,
+        target: &Target,
         compute: Compute,
         pool: &Arc<ThreadPool>,
     ) -> Result<Loaded, ArchError> {
         let Self { spec, architecture, family } = self;
-        if !device.is_cpu() {
-            return Err(ArchError::Device(candle_core::Error::Msg(format!("no kernels for {:?}", device.location()))));
-        }
         check_sizes(spec, weight_files)?;
         let mut weights = Weights::open(weight_files, |stored| family.names.role(stored))?;
         if let Some((role, stored)) = family.stand_in {
             weights.stand_in(role, stored);
         }
         let in_stored_words = |error: WeightsError| error.renamed(|role| family.names.stored(role));
-        let encoder = PackedEncoder::load(spec, &weights, compute, pool).map_err(|error| match error {
+        let (encoder, weight_bytes) = build(spec, &weights, target, compute, pool).map_err(|error| match error {
             ArchError::Weights(error) => ArchError::Weights(in_stored_words(error)),
             other @ (ArchError::Config { .. }
             | ArchError::Unsupported { .. }
             | ArchError::Impossible { .. }
+            | ArchError::NoKernel { .. }
+            | ArchError::NoInt8
+            | ArchError::Gpu(_)
             | ArchError::Device(_)) => other,
         })?;
         weights.refuse_unread(|role| family.names.matters(role)).map_err(in_stored_words)?;
-        let weight_bytes = encoder.size_bytes();
-        Ok(Loaded { encoder: Box::new(encoder), spec: spec.clone(), architecture: architecture.clone(), weight_bytes })
+        Ok(Loaded { encoder, spec: spec.clone(), architecture: architecture.clone(), weight_bytes })
+    }
+}
+
+/// The skeleton on its target, and the memory of its weights there, in bytes.
+fn build(
+    spec: &EncoderSpec,
+    weights: &Weights,
+    target: &Target,
+    compute: Compute,
+    pool: &Arc<ThreadPool>,
+) -> Result<(Box<dyn Encoder>, u64), ArchError> {
+    match target {
+        Target::Cpu => {
+            let encoder = PackedEncoder::load(spec, weights, compute, pool)?;
+            let bytes = encoder.size_bytes();
+            Ok((Box::new(encoder), bytes))
+        }
+        #[cfg(feature = "cuda")]
+        Target::Cuda(device) => {
+            let format = match compute.precision {
+                Precision::F32 => Format::F32,
+                Precision::Bf16 => Format::Bf16,
+                Precision::Int8 => return Err(ArchError::NoInt8),
+            };
+            let encoder = cuda::CudaEncoder::load(spec, weights, (device, format))?;
+            let bytes = encoder.size_bytes();
+            Ok((Box::new(encoder), bytes))
+        }
     }
 }
 

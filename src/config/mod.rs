@@ -3,6 +3,7 @@
 //! Every limit is a named field here with its reason. `environment` is the only reader of the environment that flags
 //! do not cover: Hugging Face's variables, `PORT`, and the usual log settings.
 
+pub mod device;
 mod downloads;
 mod environment;
 mod keys;
@@ -19,6 +20,7 @@ pub use environment::{Environment, health_port, log, log_from};
 pub use keys::{ApiKey, KeyPolicy, KeyProof, KeySources};
 pub use resolve::{addresses, at_revision, batch, catalogue, in_dtype, is_loopback, requests};
 
+use self::device::Place;
 use crate::catalog::{CatalogError, Names, SourceSpec};
 use crate::kernel::{Isa, UnsupportedPrecision};
 use crate::observe::secret::Secret;
@@ -126,7 +128,9 @@ pub struct BatchConfig {
     /// CPU threads for tokenising and computing together.
     pub threads: usize,
     pub device: DeviceConfig,
-    /// Kernels to use.
+    /// Where encoders compute.
+    pub place: Place,
+    /// Kernels of the CPU to use.
     pub isa: Isa,
 }
 

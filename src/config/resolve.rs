@@ -8,12 +8,13 @@ use std::time::Duration;
 use crate::catalog::id::Revision;
 use crate::catalog::{self, CatalogError, ModelSpec, Names, SourceSpec};
 use crate::cli::{IsaArg, PoolingArg, RequestArgs, ResidencyArgs, ServeArgs, ServerArgs, TokenArraysArg};
+use crate::config::device::place;
 use crate::config::environment::port;
 use crate::config::{
     ApiKey, BatchConfig, Config, ConfigError, DEFAULT_MODEL, DefaultPrompt, DeviceConfig, Environment, HttpConfig,
     KeySources, LifecycleConfig, RequestConfig, ResidencyConfig, source,
 };
-use crate::kernel::{Compute, Isa, Precision, UnknownPrecision};
+use crate::kernel::{Compute, Isa, Precision, Target, UnknownPrecision};
 use crate::observe::secret::Secret;
 use crate::pool::PoolingMode;
 use crate::request::{Side, TokenArrays};
@@ -25,12 +26,11 @@ impl Config {
     /// # Errors
     /// See [`ConfigError`]; each names the flag and what to do.
     pub fn resolve(args: &ServeArgs, environment: &Environment) -> Result<Self, ConfigError> {
-        check_device(&args.models.device)?;
         let names = names(args)?;
         let keys = key_sources(&args.server);
         let http = http(&args.server, environment, keys.read(&names)?)?;
         let (requests, batch) = (requests(args)?, batch(args)?);
-        check_precisions(&names, batch.isa)?;
+        check_precisions(&names, &batch)?;
         let residency = residency(&args.residency)?;
         let lifecycle = LifecycleConfig { drain_delay: args.server.drain_delay, drain_grace: args.server.drain_grace };
         let source = source(&args.source, environment)?;
@@ -76,6 +76,7 @@ pub fn batch(args: &ServeArgs) -> Result<BatchConfig, ConfigError> {
         max_batch_rows: at_least_one("--max-batch-rows", args.batching.max_batch_rows.unwrap_or(usize::MAX))?,
         threads: at_least_one("--threads", args.batching.threads.unwrap_or_else(threads::available))?,
         device: device(args)?,
+        place: place(&args.models.device)?,
         isa: isa(args.batching.kernel_isa)?,
     })
 }
@@ -192,19 +193,17 @@ pub fn at_revision(mut spec: ModelSpec, text: &str, n_models: usize) -> Result<M
     Ok(spec)
 }
 
-fn check_device(device: &str) -> Result<(), ConfigError> {
-    match device {
-        "auto" | "cpu" => Ok(()),
-        _ => {
-            let reason = "this build computes on the CPU only; use cpu or auto".to_owned();
-            Err(ConfigError::Invalid { flag: "--device", value: device.to_owned(), reason })
-        }
-    }
-}
-
 /// A format that the processor cannot compute is found out before anything is fetched.
-fn check_precisions(names: &Names, isa: Isa) -> Result<(), ConfigError> {
+fn check_precisions(names: &Names, batch: &BatchConfig) -> Result<(), ConfigError> {
+    let isa = batch.isa;
     for spec in names.models() {
+        if !matches!(batch.place.target, Target::Cpu) {
+            if spec.precision() == Precision::Int8 {
+                let reason = "GPUs compute bf16 and f32: use one of them, or --device cpu".to_owned();
+                return Err(ConfigError::Invalid { flag: "--dtype", value: "int8".to_owned(), reason });
+            }
+            continue;
+        }
         let compute = Compute { isa, precision: spec.precision() };
         compute.check().map_err(|source| ConfigError::Dtype { model: spec.id.clone(), source })?;
     }

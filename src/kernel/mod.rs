@@ -15,6 +15,8 @@
 //! | [`Pool`] | one row per sequence |
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod precision;
 pub mod reference;
 
@@ -32,6 +34,34 @@ pub use cpu::position::{DistanceBias, Rotary};
 pub use cpu::reduce::Reduce;
 pub use cpu::worker::{Norms, Widths, Worker};
 pub use precision::{Compute, KERNEL_VERSION, Precision, UnknownPrecision, UnsupportedPrecision};
+
+/// Where an encoder computes.
+#[derive(Debug, Clone)]
+pub enum Target {
+    Cpu,
+    #[cfg(feature = "cuda")]
+    Cuda(cuda::Device),
+}
+
+impl Target {
+    /// As `--device` names it, with the device's own name.
+    pub fn label(&self) -> String {
+        match self {
+            Self::Cpu => "cpu".to_owned(),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(device) => device.label(),
+        }
+    }
+
+    /// Tokens of the batches at which it computes at full speed: larger ones gain nothing.
+    pub const fn full_speed_tokens(&self) -> usize {
+        match self {
+            Self::Cpu => 2048,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_) => 16_384,
+        }
+    }
+}
 
 /// `act(x·Wᵀ + b)`: one 2-D matrix product over all rows.
 #[derive(Debug, Clone)]
@@ -157,7 +187,11 @@ impl Embed {
     }
 }
 
-fn check_inside(what: &str, indices: &[u32], rows: usize) -> Result<()> {
+/// Refuses indices that a table does not have.
+///
+/// # Errors
+/// The first of them.
+pub fn check_inside(what: &str, indices: &[u32], rows: usize) -> Result<()> {
     match indices.iter().find(|index| **index as usize >= rows) {
         Some(index) => candle_core::bail!("{what} {index} is outside a table of {rows} rows"),
         None => Ok(()),
@@ -181,6 +215,25 @@ impl Pool {
     /// As [`Linear::forward`].
     pub fn forward(&self, hidden: &Tensor) -> Result<Tensor> {
         hidden.apply_op1_no_bwd(self)
+    }
+
+    /// `hidden [T, hidden]` to `[B, ways·hidden]`, the rows of several reductions side by side.
+    ///
+    /// # Errors
+    /// As [`Linear::forward`].
+    pub fn side_by_side(hidden: &Tensor, offsets: &Arc<[usize]>, ways: &[Reduce], skips: &[usize]) -> Result<Vec<f32>> {
+        let (_, width) = hidden.dims2()?;
+        let skips: Arc<[usize]> = skips.into();
+        let part = |reduce: &Reduce| -> Result<Vec<f32>> {
+            let pool = Self { reduce: *reduce, offsets: Arc::clone(offsets), skips: Arc::clone(&skips) };
+            pool.forward(hidden)?.flatten_all()?.to_vec1()
+        };
+        if let [only] = ways {
+            return part(only);
+        }
+        let parts = ways.iter().map(part).collect::<Result<Vec<_>>>()?;
+        let rows = (0..skips.len()).flat_map(|row| parts.iter().map(move |part| &part[row * width..][..width]));
+        Ok(rows.flatten().copied().collect())
     }
 }
 

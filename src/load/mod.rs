@@ -15,7 +15,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use candle_core::Device;
 use serde_json::Value;
 use thiserror::Error;
 
@@ -27,7 +26,7 @@ use crate::catalog::ModelSpec;
 use crate::catalog::id::RelPath;
 use crate::config::{BatchConfig, RequestConfig};
 use crate::engine::{Memory, Served};
-use crate::kernel::{Compute, Isa, Linear, PackedMatrix, Precision, UnsupportedPrecision};
+use crate::kernel::{Compute, Isa, Linear, PackedMatrix, Precision, Target, UnsupportedPrecision};
 use crate::observe::metrics::{Metrics, ModelInfo};
 use crate::observe::progress::LoadProgress;
 use crate::pool::{Head, Norm, Step};
@@ -83,6 +82,8 @@ pub struct Shared {
     pub workers: Workers,
     pub metrics: Arc<Metrics>,
     pub isa: Isa,
+    /// Where encoders compute; what is before and behind them stays on the CPU.
+    pub target: Target,
     /// Where verdicts on the accuracy of int8 are kept.
     pub notes: Notes,
 }
@@ -108,12 +109,11 @@ pub fn load(
 ) -> Result<Loaded, LoadError> {
     let start = Instant::now();
     progress.enter("reading weights".to_owned(), 0);
-    let device = Device::Cpu;
     let modules = Modules::read(folder, spec.pooling, spec.normalize)?;
     let config = required_json(&folder.join("config.json"))?;
     check_architecture(spec, &config)?;
     let weight_files = weight_files(folder)?;
-    let compute = compute(spec, shared.isa)?;
+    let compute = compute(spec, shared)?;
     let pool = shared.threads.pool();
     let described = Described::read(&config)?;
     let hidden_size = described.spec.hidden_size;
@@ -136,11 +136,11 @@ pub fn load(
     let probe = tokenizer.encode_probe(PROBE).map_err(LoadError::Probe)?;
     let mut weight_bytes = 0;
     let mut build = |compute| -> Result<Computation, LoadError> {
-        let loaded = pool.install(|| described.load(&weight_files, &device, compute, pool))?;
+        let loaded = pool.install(|| described.load(&weight_files, &shared.target, compute, pool))?;
         weight_bytes = loaded.weight_bytes;
         Ok(Computation { encoder: loaded.encoder, head: head.clone(), threads: Arc::clone(&shared.threads) })
     };
-    let mut computation = if compute.precision == Precision::Int8 {
+    let mut computation = if compute.precision == Precision::Int8 && matches!(shared.target, Target::Cpu) {
         progress.enter("comparing int8 with f32".to_owned(), 0);
         let case = Case {
             model: &spec.id,
@@ -158,13 +158,13 @@ pub fn load(
     let canary = warmup::self_test(&mut computation, &probe, Dimensions::native(&limits))?;
     let forward = canary.took();
     let tokens_per_second = probe.len() as f64 / forward.as_secs_f64().max(1e-6);
-    let budget = batch_budget(batch, limits.max_tokens, tokens_per_second)?;
+    let budget = batch_budget((batch, &shared.target), limits.max_tokens, tokens_per_second)?;
 
     model_metrics.set_info(&ModelInfo {
         revision: revision.unwrap_or("none").to_owned(),
         architecture: described.architecture.clone(),
         dtype: compute.precision.to_string(),
-        device: "cpu".to_owned(),
+        device: shared.target.label(),
         pooling: modules.pooling_name(),
         dimensions: limits.dimensions,
     });
@@ -181,6 +181,7 @@ pub fn load(
         prompts = limits.prompts.named.len(),
         weight_mib = memory.weight_bytes >> 20,
         scratch_mib = memory.scratch_bytes >> 20,
+        device = shared.target.label(),
         kernels = %shared.isa,
         dtype = %compute.precision,
         batch_tokens = budget.tokens,
@@ -204,8 +205,13 @@ pub fn load(
 }
 
 /// What the model is built for: a format that this processor cannot compute is refused, never replaced.
-fn compute(spec: &ModelSpec, isa: Isa) -> Result<Compute, UnsupportedPrecision> {
+fn compute(spec: &ModelSpec, shared: &Shared) -> Result<Compute, UnsupportedPrecision> {
+    let isa = shared.isa;
     let compute = Compute { isa, precision: spec.precision() };
+    if !matches!(shared.target, Target::Cpu) {
+        // What a GPU computes is known when its encoder is built.
+        return Ok(compute);
+    }
     compute.check()?;
     if isa == Isa::Portable && compute.precision != Precision::F32 {
         let dtype = compute.precision.name();
@@ -334,13 +340,16 @@ fn limits(
     })
 }
 
-/// The batch budget: as configured, or on the CPU about a second of work, so that a newcomer never waits long for the
+/// The batch budget: as configured, or about a second of work, so that a newcomer never waits long for the
 /// batch before its own, and never more than the kernels need to run at full speed: without padding, larger batches gain
 /// nothing. One row of the longest kind always fits.
-fn batch_budget(batch: &BatchConfig, max_tokens: usize, tokens_per_second: f64) -> Result<Budget, LoadError> {
-    const FULL_SPEED_TOKENS: usize = 2048;
+fn batch_budget(
+    (batch, target): (&BatchConfig, &Target),
+    max_tokens: usize,
+    tokens_per_second: f64,
+) -> Result<Budget, LoadError> {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to a small positive number")]
-    let a_second = tokens_per_second.clamp(1.0, FULL_SPEED_TOKENS as f64) as usize;
+    let a_second = tokens_per_second.clamp(1.0, target.full_speed_tokens() as f64) as usize;
     let tokens = batch.max_batch_tokens.unwrap_or(a_second.max(max_tokens));
     if tokens < max_tokens {
         return Err(LoadError::BatchTooSmall { row: max_tokens, batch: tokens });

@@ -54,8 +54,9 @@ impl Computation {
         let batch = PackedBatch::new(rows.iter().copied());
         let Self { encoder, head, threads: _ } = self;
         let forward = || -> Result<Vectors, EncoderError> {
-            let hidden = encoder.forward(&batch)?;
-            Ok(head.finish(&hidden, &batch, shapes)?)
+            let skips: Vec<usize> = shapes.iter().map(|shape| shape.skip).collect();
+            let pooled = encoder.pooled(&batch, &head.ways(), &skips)?;
+            Ok(head.finish(pooled, shapes)?)
         };
         match catch_unwind(AssertUnwindSafe(forward)) {
             Ok(Ok(vectors)) => Ok(vectors),

@@ -138,13 +138,18 @@ fn list(attempts: &[Attempt]) -> String {
     lines.join("; ")
 }
 
-/// The first few names; a hostile index of weights has thousands.
+/// The first few names, of long ones fewer; a hostile index of weights has thousands.
 fn names(files: &[String]) -> String {
-    let mut names: Vec<String> = files.iter().take(SHOWN_NAMES).map(|file| printable(file)).collect();
-    if files.len() > SHOWN_NAMES {
-        names.push(format!("and {} more", files.len() - SHOWN_NAMES));
+    let mut shown = String::new();
+    for (index, file) in files.iter().enumerate() {
+        let name = printable(file);
+        if index > 0 && (index == SHOWN_NAMES || shown.chars().count() + name.chars().count() > SHOWN_NAMES_CHARS) {
+            return format!("{shown}, and {} more", files.len() - index);
+        }
+        shown.push_str(if index == 0 { "" } else { ", " });
+        shown.push_str(&name);
     }
-    names.join(", ")
+    shown
 }
 
 const fn hint(status: u16) -> &'static str {
@@ -158,3 +163,5 @@ const fn hint(status: u16) -> &'static str {
 }
 
 const SHOWN_NAMES: usize = 8;
+/// And so many characters of them, unless the first one alone is longer.
+const SHOWN_NAMES_CHARS: usize = 240;

@@ -2,13 +2,12 @@
 
 use std::path::Path;
 
-use candle_core::Device;
 use clap::Parser;
 use embedserve::arch;
 use embedserve::catalog::{CatalogError, ModelSpec, schema};
 use embedserve::cli::Cli;
 use embedserve::config::{Config, ConfigError, Environment};
-use embedserve::kernel::{Compute, Isa, Precision};
+use embedserve::kernel::{Compute, Isa, Precision, Target};
 use embedserve::load::describe::describe;
 use embedserve::load::{self, LoadError, memory};
 use embedserve::observe::progress::LoadProgress;
@@ -132,7 +131,7 @@ fn what_is_held_is_what_was_estimated() {
     let (files, threads) = ([folder.path().join("model.safetensors")], Threads::new(1).unwrap());
     for precision in Precision::ALL {
         let compute = Compute { isa: Isa::Portable, precision };
-        let held = arch::load(&config, &files, &Device::Cpu, compute, threads.pool()).unwrap().weight_bytes as f64;
+        let held = arch::load(&config, &files, &Target::Cpu, compute, threads.pool()).unwrap().weight_bytes as f64;
         let estimate = memory::estimate(folder.path(), precision).unwrap() as f64;
         // Biases, scales and the ends of pages; one product held in another format would be 6 %.
         assert!((held / estimate - 1.0).abs() < 0.03, "{precision}: {held} {estimate}");

@@ -16,6 +16,8 @@ mod chaos;
 mod connections;
 mod corpus;
 mod crowd;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod download;
 mod download_cache;
 mod download_conversion;

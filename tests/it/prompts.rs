@@ -2,13 +2,12 @@
 
 use std::path::Path;
 
-use candle_core::Device;
 use embedserve::arch;
 use embedserve::arch::packed::PackedBatch;
 use embedserve::catalog::ModelSpec;
 use embedserve::config::{DefaultPrompt, RequestConfig};
 use embedserve::engine::Served;
-use embedserve::kernel::{Compute, Isa, Reduce, reference};
+use embedserve::kernel::{Compute, Isa, Reduce, Target, reference};
 use embedserve::load;
 use embedserve::observe::progress::LoadProgress;
 use embedserve::request::{EmbedRequest, RawInputs, RawRequest, TruncateField};
@@ -139,7 +138,7 @@ fn hidden(folder: &Path, words: &str) -> Vec<f32> {
     let config = serde_json::from_slice(&std::fs::read(folder.join("config.json")).unwrap()).unwrap();
     let files = [folder.join("model.safetensors")];
     let threads = Threads::new(1).unwrap();
-    let mut loaded = arch::load(&config, &files, &Device::Cpu, Compute::exact(Isa::detect()), threads.pool()).unwrap();
+    let mut loaded = arch::load(&config, &files, &Target::Cpu, Compute::exact(Isa::detect()), threads.pool()).unwrap();
     let states = loaded.encoder.forward(&PackedBatch::new([ids.as_slice()])).unwrap();
     states.flatten_all().unwrap().to_vec1().unwrap()
 }

@@ -56,19 +56,30 @@ fn banned_crates_are_not_in_the_tree() {
     assert!(manifest["dependencies"].get("reqwest").is_none() && manifest["dev-dependencies"].get("reqwest").is_some());
 }
 
-// S-04: the last stage of the image, as far as its text says.
+/// The instructions of a stage of the Dockerfile and of the stages that it is built on.
+fn stage(dockerfile: &str, name: Option<&str>) -> String {
+    let stages: Vec<&str> = dockerfile.split("\nFROM ").skip(1).collect();
+    let named = |stage: &&str| name.is_some_and(|name| stage.lines().next().unwrap().ends_with(&format!(" AS {name}")));
+    let own = if name.is_some() { stages.iter().copied().find(named) } else { stages.last().copied() };
+    let Some(own) = own else { return String::new() };
+    let base = own.split_whitespace().next().unwrap();
+    stage(dockerfile, Some(base)) + own
+}
+
+// S-04: the images that are shipped, as far as their text says.
 #[test]
-fn the_image_runs_as_nobody_and_fetches_nothing() {
+fn the_images_run_as_nobody_and_fetch_nothing() {
     let text = file("Dockerfile");
-    let last = text.split("\nFROM ").last().unwrap();
-    let lines = |word: &str| last.lines().filter(|line| line.starts_with(word)).collect::<Vec<_>>();
-    let [user] = lines("USER")[..] else { panic!("one user: {:?}", lines("USER")) };
-    let (user, group) = user["USER ".len()..].split_once(':').unwrap();
-    assert!(user.parse::<u32>().unwrap() > 0 && group.parse::<u32>().unwrap() > 0);
-    // No shell between the signals of the orchestrator and the server.
-    assert_eq!(lines("ENTRYPOINT"), ["ENTRYPOINT [\"embedserve\"]"]);
-    for tool in ["apt-get", "pip", "curl", "wget", "ADD "] {
-        assert!(!last.contains(tool), "{tool}");
+    for shipped in [stage(&text, None), stage(&text, Some("cuda"))] {
+        let lines = |word: &str| shipped.lines().filter(|line| line.starts_with(word)).collect::<Vec<_>>();
+        let [user] = lines("USER")[..] else { panic!("one user: {:?}", lines("USER")) };
+        let (user, group) = user["USER ".len()..].split_once(':').unwrap();
+        assert!(user.parse::<u32>().unwrap() > 0 && group.parse::<u32>().unwrap() > 0);
+        // No shell between the signals of the orchestrator and the server.
+        assert_eq!(lines("ENTRYPOINT"), ["ENTRYPOINT [\"embedserve\"]"]);
+        for tool in ["apt-get", "pip", "curl", "wget", "ADD "] {
+            assert!(!shipped.contains(tool), "{tool}");
+        }
     }
 }
 

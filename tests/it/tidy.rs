@@ -163,7 +163,10 @@ fn only_sources_open_sockets_start_programs_or_write_files() {
 fn only_the_device_thread_calls_the_encoder() {
     let elsewhere =
         sources().into_iter().filter(|source| !["runner/thread.rs", "load/verify.rs"].contains(&source.path.as_str()));
-    check("forward passes elsewhere", elsewhere.map(|source| source.lines_with(&["encoder.forward("])));
+    check(
+        "forward passes elsewhere",
+        elsewhere.map(|source| source.lines_with(&["encoder.forward(", "encoder.pooled("])),
+    );
 }
 
 // Invariant 5
@@ -214,9 +217,15 @@ fn the_wall_clock_is_for_names_and_logs_alone() {
 fn unsafe_code_lives_in_kernels_and_weights_only() {
     let outside = |source: &Source| source.module() != "kernel" && source.path != "weights.rs";
     check("unsafe code", sources().iter().filter(|s| outside(s)).map(|s| s.lines_with(&["unsafe {", "unsafe fn"])));
-    let blocks: usize =
-        sources().iter().map(|s| s.lines_with(&["unsafe {", "unsafe fn", "unsafe impl"]).lines().count()).sum();
-    assert!(blocks > 0 && blocks < 155, "{blocks} unsafe blocks: is each still needed?");
+    // Foreign functions of the GPU are counted for themselves: each call is a block of its own.
+    let on_gpu = |source: &&Source| source.path.starts_with("kernel/cuda/");
+    let words = ["unsafe {", "unsafe fn", "unsafe impl"];
+    let all = sources();
+    let (gpu, cpu): (Vec<&Source>, Vec<&Source>) = all.iter().partition(on_gpu);
+    for (sources, most) in [(cpu, 155), (gpu, 18)] {
+        let blocks: usize = sources.iter().map(|s| s.lines_with(&words).lines().count()).sum();
+        assert!(blocks > 0 && blocks < most, "{blocks} unsafe blocks: is each still needed?");
+    }
 }
 
 #[test]

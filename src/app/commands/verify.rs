@@ -97,6 +97,7 @@ impl Bench {
             workers: Workers::new(self.batch.threads, &metrics)?,
             metrics,
             isa: self.batch.isa,
+            target: self.batch.place.target.clone(),
             notes: Notes::new(&self.sources),
         };
         let revision = folder.revision.as_deref();

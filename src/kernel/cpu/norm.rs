@@ -28,6 +28,11 @@ impl Norm {
         Self { gamma, beta: None, epsilon, centred: false }
     }
 
+    /// Scale, shift, epsilon, and whether the mean is subtracted.
+    pub fn parts(&self) -> (&[f32], Option<&[f32]>, f32, bool) {
+        (&self.gamma, self.beta.as_deref(), self.epsilon, self.centred)
+    }
+
     /// Columns.
     pub const fn width(&self) -> usize {
         self.gamma.len()

@@ -35,6 +35,11 @@ impl Rotary {
         self.cos.len() / self.half.max(1)
     }
 
+    /// Cosines and sines, `[positions, head size / 2]`.
+    pub fn parts(&self) -> (&[f32], &[f32]) {
+        (&self.cos, &self.sin)
+    }
+
     /// Memory held, in bytes.
     pub fn size_bytes(&self) -> usize {
         (self.cos.len() + self.sin.len()) * size_of::<f32>()
@@ -78,6 +83,11 @@ impl DistanceBias {
             // Not negative after the clamp.
             row[(distance.clamp(-reach, reach) + reach).unsigned_abs()]
         }));
+    }
+
+    /// The values `[heads, 2·reach + 1]` from distance −reach on, and the reach.
+    pub fn parts(&self) -> (&[f32], usize) {
+        (&self.values, self.reach)
     }
 
     /// Memory held, in bytes.

@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use crate::arch::packed::PackedBatch;
 use crate::catalog::ModelSpec;
 use crate::engine::Served;
-use crate::kernel::Isa;
+use crate::kernel::{Isa, Pool};
 use crate::load::modules::{Modules, required_json};
 use crate::load::verify::{Bar, Comparison, Probe, VerifyError, cosine, embed, largest_error};
 use crate::load::{head, weight_files};
@@ -102,7 +102,9 @@ pub async fn against_candle(served: &Served, spec: &ModelSpec, folder: &Path, is
 fn vector(head: &Head, hidden: &Tensor, row: &TokenRow) -> Result<Vec<f32>, VerifyError> {
     let shape = RowShape { skip: row.skip, ..RowShape::whole(Dimensions::unlimited()) };
     let mut vectors = Vec::new();
-    for row in head.finish(hidden, &PackedBatch::new([row.ids.as_slice()]), &[shape])? {
+    let batch = PackedBatch::new([row.ids.as_slice()]);
+    let pooled = Pool::side_by_side(hidden, batch.offsets(), &head.ways(), &[shape.skip])?;
+    for row in head.finish(pooled, &[shape])? {
         vectors.extend_from_slice(row?.as_slice());
     }
     Ok(vectors)

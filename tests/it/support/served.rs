@@ -5,9 +5,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use embedserve::catalog::{self, ModelSpec};
-use embedserve::config::{BatchConfig, DeviceConfig, RequestConfig};
+use embedserve::config::{self, BatchConfig, DeviceConfig, RequestConfig};
 use embedserve::engine::{Embedded, EngineError, Served};
-use embedserve::kernel::Isa;
+use embedserve::kernel::{Isa, Target};
 use embedserve::load::{self, LoadError, Loaded, Shared};
 use embedserve::observe::metrics::Metrics;
 use embedserve::observe::progress::LoadProgress;
@@ -29,7 +29,7 @@ pub fn shared_with(n_threads: usize, isa: Isa) -> Shared {
     let workers = Workers::new(2, &metrics).unwrap();
     // A place that nobody can write to: tests that keep notes bring their own.
     let notes = Notes::at("/dev/null/notes".into());
-    Shared { threads: Arc::new(Threads::new(n_threads).unwrap()), workers, metrics, isa, notes }
+    Shared { threads: Arc::new(Threads::new(n_threads).unwrap()), workers, metrics, isa, target: Target::Cpu, notes }
 }
 
 pub fn requests() -> RequestConfig {
@@ -58,6 +58,7 @@ pub fn batches() -> BatchConfig {
         threads: 2,
         device: device(),
         isa: Isa::detect(),
+        place: config::device::place("cpu").unwrap(),
     }
 }
 

@@ -9,7 +9,7 @@ use embedserve::catalog::{ModelSpec, Names};
 use embedserve::config::{ApiKey, HttpConfig, RequestConfig};
 use embedserve::engine::Engine;
 use embedserve::http::server::{self, ShutdownSignals, StopServing};
-use embedserve::kernel::Isa;
+use embedserve::kernel::{Isa, Target};
 use embedserve::observe::metrics::Metrics;
 use embedserve::observe::secret::Secret;
 use embedserve::source::notes::Notes;
@@ -56,7 +56,14 @@ fn start() -> Serving {
     let workers = Workers::new(1, &metrics).expect("a thread");
     let threads = Arc::new(Threads::new(1).expect("a thread"));
     let notes = Notes::at("/dev/null/notes".into());
-    let shared = load::Shared { threads, workers, metrics: Arc::clone(&metrics), isa: Isa::detect(), notes };
+    let shared = load::Shared {
+        threads,
+        workers,
+        metrics: Arc::clone(&metrics),
+        isa: Isa::detect(),
+        target: Target::Cpu,
+        notes,
+    };
     let requests = RequestConfig { max_inputs: 32, max_request_tokens: 256, allow_empty_input: false, ..requests() };
     let slot = engine.slots().first().expect("one model");
     let loaded =

@@ -2,10 +2,9 @@
 //!
 //! The bytes are the configuration, a line `---`, and the weight file.
 
-use candle_core::Device;
 use embedserve::arch;
 use embedserve::arch::packed::PackedBatch;
-use embedserve::kernel::{Compute, Isa, Precision};
+use embedserve::kernel::{Compute, Isa, Precision, Target};
 use embedserve::load::memory;
 use embedserve::threads::Threads;
 use embedserve::weights::Weights;
@@ -45,7 +44,7 @@ pub fn check(data: &[u8]) -> Verdict {
     }
     let config: Value = serde_json::from_slice(config).map_err(|error| checked(error.to_string()))?;
     let threads = Threads::new(1).expect("one thread");
-    let loaded = arch::load(&config, &files, &Device::Cpu, Compute::exact(Isa::detect()), threads.pool())
+    let loaded = arch::load(&config, &files, &Target::Cpu, Compute::exact(Isa::detect()), threads.pool())
         .map_err(|error| checked(error.to_string()))?;
     opened?;
     assert!(loaded.weight_bytes <= 8 * stored.len() as u64 + MAX_COMPUTED, "{} bytes", loaded.weight_bytes);

@@ -1,0 +1,377 @@
+//! The same skeleton on a GPU: the operations of [`kernel::cuda`](crate::kernel::cuda) in the order of
+//! [`encoder`](crate::arch::encoder), over whole batches instead of tiles.
+//!
+//! Of a batch one block of numbers goes up and one matrix of pooled rows comes back; nothing else waits for the device.
+//! Buffers grow to the largest batch seen and stay.
+
+use std::sync::Arc;
+
+use candle_core::{Device as CandleDevice, Tensor};
+
+use crate::arch::attention::StoredLinear;
+use crate::arch::embeddings::Embeddings;
+use crate::arch::packed::PackedBatch;
+use crate::arch::spec::{EncoderSpec, FirstPosition, NormPlace};
+use crate::arch::{ArchError, Encoder, EncoderError, attention, feed_forward, norm, position};
+use crate::kernel::cpu::reduce::reduce;
+use crate::kernel::cuda::launch::{
+    DeviceAttention, DeviceNorm, HEAD_SIZES, MAX_HEAD, Pass, Places, Stream, Tables, VECTOR, Weight,
+};
+use crate::kernel::cuda::{Buffer, CudaError, Device, Format};
+use crate::kernel::{Activation, Embed, Reduce, Rotary, check_inside};
+use crate::weights::Weights;
+
+/// Rows of shared memory hold one token; 48 KiB is what a kernel has without asking.
+const MAX_WIDTH: usize = 12_288;
+
+/// An encoder of any family, on one device.
+#[derive(Debug)]
+pub struct CudaEncoder {
+    device: Device,
+    format: Format,
+    spec: EncoderSpec,
+    first_position: FirstPosition,
+    /// Rows of the word and position tables.
+    rows: (usize, usize),
+    tables: Tables,
+    layers: Vec<Layer>,
+    last_norm: Option<DeviceNorm>,
+    /// `[heads, 2·reach + 1]`, and the reach.
+    bias: Option<(Buffer, usize)>,
+    positions: Option<usize>,
+    scratch: Option<Scratch>,
+    weight_bytes: u64,
+}
+
+#[derive(Debug)]
+struct Layer {
+    attention_norm: Option<DeviceNorm>,
+    qkv: Weight,
+    output: Weight,
+    feed_forward_norm: DeviceNorm,
+    up: Weight,
+    down: Weight,
+    window: Option<usize>,
+    rotary: Option<Rotations>,
+}
+
+/// Room for the activations of so many tokens.
+#[derive(Debug)]
+struct Scratch {
+    tokens: usize,
+    residual: Buffer,
+    /// What a block reads, and what it gives.
+    hidden: Buffer,
+    block: Buffer,
+    qkv: Buffer,
+    context: Buffer,
+    up: Buffer,
+    /// Of a gated network, the product.
+    gated: Option<Buffer>,
+}
+
+impl From<CudaError> for EncoderError {
+    fn from(error: CudaError) -> Self {
+        match error {
+            CudaError::OutOfMemory => Self::OutOfMemory,
+            CudaError::Lost(reason) => Self::Lost { reason },
+            other @ (CudaError::NoDriver
+            | CudaError::NoMatmul
+            | CudaError::NoSuchDevice { .. }
+            | CudaError::TooOld { .. }
+            | CudaError::Other(_)) => Self::Compute(candle_core::Error::Msg(other.to_string())),
+        }
+    }
+}
+
+impl From<CudaError> for ArchError {
+    fn from(error: CudaError) -> Self {
+        Self::Gpu(error.to_string())
+    }
+}
+
+impl CudaEncoder {
+    /// Reads every tensor of the encoder and puts it on the device, layer by layer: beside the files' pages, the host holds
+    /// one layer at a time.
+    ///
+    /// # Errors
+    /// A shape without kernels, a missing or misshapen tensor, or no room on the device.
+    pub fn load(spec: &EncoderSpec, weights: &Weights, (device, format): (&Device, Format)) -> Result<Self, ArchError> {
+        check(spec, format)?;
+        let free_before = device.memory()?.0;
+        let embeddings = Embeddings::load(spec, weights)?;
+        let tables = tables(device, &embeddings.op)?;
+        let first_position = embeddings.first_position();
+        drop(embeddings);
+        let bias = position::distance_bias(spec, weights)?;
+        let bias = bias.map(|bias| {
+            let (values, reach) = bias.parts();
+            Ok::<_, CudaError>((device.upload(values)?, reach))
+        });
+        let mut turned = Turned::default();
+        let mut layers = Vec::with_capacity(spec.n_layers());
+        for (index, (options, rotary)) in spec.layers.iter().zip(position::rotations(spec)).enumerate() {
+            let upload = |stored: StoredLinear| upload(device, format, &stored);
+            let named = |block: &str| format!("layers.{index}.{block}.norm");
+            let on_device = |role: &str| -> Result<DeviceNorm, ArchError> {
+                Ok(DeviceNorm::upload(device, &norm::load(spec, weights, role)?)?)
+            };
+            let without = index == 0 && spec.norm_place == NormPlace::Before { first_attention: false };
+            let attention_norm = (!without).then(|| on_device(&named("attention"))).transpose()?;
+            let (qkv, output) = attention::stored(spec, weights, index)?;
+            let (up, down) = feed_forward::stored(spec, weights, index)?;
+            layers.push(Layer {
+                attention_norm,
+                qkv: upload(qkv)?,
+                output: upload(output)?,
+                feed_forward_norm: on_device(&named("feed_forward"))?,
+                up: upload(up)?,
+                down: upload(down)?,
+                window: options.window,
+                rotary: rotary.map(|rotary| turned.upload(device, &rotary)).transpose()?,
+            });
+        }
+        let last_norm = match spec.norm_place {
+            NormPlace::After => None,
+            NormPlace::Before { .. } => Some(DeviceNorm::upload(device, &norm::load(spec, weights, "norm")?)?),
+        };
+        let rotated = spec.layers.iter().any(|layer| layer.rotary.is_some());
+        Ok(Self {
+            device: device.clone(),
+            format,
+            spec: spec.clone(),
+            first_position,
+            rows: (spec.vocab_size, spec.position_table.map_or(usize::MAX, |table| table.rows)),
+            tables,
+            layers,
+            last_norm,
+            bias: bias.transpose()?,
+            positions: rotated.then_some(spec.max_tokens),
+            scratch: None,
+            weight_bytes: free_before.saturating_sub(device.memory()?.0) as u64,
+        })
+    }
+
+    /// Device memory of tables and weights, in bytes.
+    pub const fn size_bytes(&self) -> u64 {
+        self.weight_bytes
+    }
+
+    /// The last hidden states of a batch, on the device.
+    fn run(&mut self, batch: &PackedBatch, skips: &[usize]) -> Result<(&Scratch, Places), EncoderError> {
+        let tokens = batch.n_tokens();
+        self.check_batch(batch)?;
+        let places = self.places(batch, skips)?;
+        if self.scratch.as_ref().is_none_or(|scratch| scratch.tokens < tokens) {
+            // The old one first: both may be more than the device holds.
+            self.scratch = None;
+            self.scratch = Some(Scratch::new(&self.device, &self.spec, self.format, tokens)?);
+        }
+        let Self { device, format, spec, tables, layers, last_norm, bias, scratch, .. } = self;
+        let Some(scratch) = scratch.as_ref() else { return Err(CudaError::OutOfMemory.into()) };
+        let stream = match spec.norm_place {
+            NormPlace::After => Stream::Normalised,
+            NormPlace::Before { .. } => Stream::Sum,
+        };
+        let pass = Pass { device, format: *format, tokens, places: &places };
+        pass.embed(tables, &scratch.residual, &scratch.hidden)?;
+        let residual = (&scratch.residual, spec.hidden_size);
+        let n_layers = layers.len();
+        // Where norms stand before the blocks, the first one reads the embeddings through its own norm.
+        if stream == Stream::Sum
+            && let Some(norm) = layers.first().and_then(|layer| layer.attention_norm.as_ref())
+        {
+            pass.add_norm(residual, None, (Some(norm), stream), &scratch.hidden)?;
+        }
+        for index in 0..n_layers {
+            let layer = &layers[index];
+            let attention = DeviceAttention {
+                n_heads: spec.n_heads,
+                head_size: spec.head_size,
+                scale: spec.attention.scale,
+                bias: bias.as_ref().map(|(values, reach)| (values, *reach)),
+                rotary: layer.rotary.as_deref().map(|(cosines, sines)| (cosines, sines)),
+                window: layer.window,
+            };
+            pass.multiply(&scratch.hidden, &layer.qkv, &scratch.qkv)?;
+            pass.attend(&scratch.qkv, attention, &scratch.context)?;
+            pass.multiply(&scratch.context, &layer.output, &scratch.block)?;
+            // What follows a block normalises for the next one: the norm of its own place, or that of the next block.
+            let (after_attention, after_feed_forward) = match stream {
+                Stream::Normalised => (layer.attention_norm.as_ref(), Some(&layer.feed_forward_norm)),
+                Stream::Sum => {
+                    let next = layers.get(index + 1).and_then(|next| next.attention_norm.as_ref());
+                    (Some(&layer.feed_forward_norm), next)
+                }
+            };
+            pass.add_norm(residual, Some(&scratch.block), (after_attention, stream), &scratch.hidden)?;
+            scratch.feed_forward(pass, spec, layer)?;
+            // After the last block the stream itself is what is wanted, through the last norm.
+            let last = index + 1 == n_layers && stream == Stream::Sum;
+            let (norm, stream) =
+                if last { (last_norm.as_ref(), Stream::Normalised) } else { (after_feed_forward, stream) };
+            pass.add_norm(residual, Some(&scratch.block), (norm, stream), &scratch.hidden)?;
+        }
+        Ok((scratch, places))
+    }
+
+    fn check_batch(&self, batch: &PackedBatch) -> Result<(), EncoderError> {
+        check_inside("token id", batch.ids(), self.rows.0)?;
+        check_inside("position", &position::rows(self.first_position, batch), self.rows.1)?;
+        let longest = batch.sequences().map(<[u32]>::len).max().unwrap_or(0);
+        if let Some(positions) = self.positions
+            && longest > positions
+        {
+            let reason = format!("attention: a row of {longest} tokens, positions end at {positions}");
+            return Err(EncoderError::Compute(candle_core::Error::Msg(reason)));
+        }
+        Ok(())
+    }
+
+    /// All numbers of a batch that kernels read, in one upload.
+    fn places(&self, batch: &PackedBatch, skips: &[usize]) -> Result<Places, CudaError> {
+        let number = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
+        let mut numbers: Vec<u32> = batch.ids().to_vec();
+        let positions = numbers.len();
+        numbers.extend(position::rows(self.first_position, batch));
+        let places = numbers.len();
+        numbers.extend(batch.sequences().flat_map(|row| (0..).take(row.len())));
+        let offsets = numbers.len();
+        numbers.extend(batch.offsets().iter().copied().map(number));
+        let first_skip = numbers.len();
+        numbers.extend(skips.iter().copied().map(number));
+        let tiles = numbers.len();
+        let queries = self.format.tile_queries();
+        for span in batch.offsets().windows(2) {
+            let length = span[1] - span[0];
+            numbers.extend((0..length).step_by(queries).flat_map(|query| [span[0], length, query].map(number)));
+        }
+        let n_tiles = (numbers.len() - tiles) / 3;
+        let buffer = self.device.upload(&numbers)?;
+        Ok(Places { buffer, ids: 0, positions, places, offsets, skips: first_skip, tiles, n_tiles })
+    }
+}
+
+impl Encoder for CudaEncoder {
+    fn forward(&mut self, batch: &PackedBatch) -> Result<Tensor, EncoderError> {
+        let (tokens, width) = (batch.n_tokens(), self.spec.hidden_size);
+        let device = self.device.clone();
+        let (scratch, _places) = self.run(batch, &[])?;
+        let hidden = device.read(&scratch.residual, tokens * width)?;
+        Ok(Tensor::from_vec(hidden, (tokens, width), &CandleDevice::Cpu)?)
+    }
+
+    fn pooled(&mut self, batch: &PackedBatch, ways: &[Reduce], skips: &[usize]) -> Result<Vec<f32>, EncoderError> {
+        let (rows, width, device) = (batch.n_rows(), self.spec.hidden_size, self.device.clone());
+        if batch.n_tokens() == 0 {
+            // No kernel runs on nothing.
+            let pooled = ways.iter().map(|way| reduce(*way, &[], width, (batch.offsets(), skips)));
+            return Ok(pooled.flatten().collect());
+        }
+        let format = self.format;
+        let (scratch, places) = self.run(batch, skips)?;
+        let pass = Pass { device: &device, format, tokens: batch.n_tokens(), places: &places };
+        let stride = width * ways.len();
+        let out = device.allocate(rows * stride * size_of::<f32>())?;
+        for (index, way) in ways.iter().enumerate() {
+            pass.pool((&scratch.residual, width), rows, *way, (&out, index * width, stride))?;
+        }
+        Ok(device.read(&out, rows * stride)?)
+    }
+
+    fn hidden_size(&self) -> usize {
+        self.spec.hidden_size
+    }
+
+    /// Company decides about the algorithm of a product, and with it about the order of its sums.
+    fn company_bound(&self) -> f32 {
+        match self.format {
+            Format::F32 => 1e-5,
+            Format::Bf16 => 1e-2,
+        }
+    }
+}
+
+impl Scratch {
+    fn new(device: &Device, spec: &EncoderSpec, format: Format, tokens: usize) -> Result<Self, CudaError> {
+        let tokens = tokens.next_power_of_two();
+        let values = |width: usize| device.allocate(tokens * width * format.bytes());
+        let (hidden, inner, middle) = (spec.hidden_size, spec.inner_size(), spec.intermediate_size);
+        let gated = spec.feed_forward.gated;
+        Ok(Self {
+            tokens,
+            residual: device.allocate(tokens * hidden * size_of::<f32>())?,
+            hidden: values(hidden)?,
+            block: values(hidden)?,
+            qkv: values(3 * inner)?,
+            context: values(inner)?,
+            up: values(if gated { 2 * middle } else { middle })?,
+            gated: gated.then(|| values(middle)).transpose()?,
+        })
+    }
+
+    /// `hidden` through the network, into `block`.
+    fn feed_forward(&self, pass: Pass<'_>, spec: &EncoderSpec, layer: &Layer) -> Result<(), CudaError> {
+        let (activation, width) = (spec.feed_forward.activation, spec.intermediate_size);
+        pass.multiply(&self.hidden, &layer.up, &self.up)?;
+        let middle = if let Some(gated) = &self.gated {
+            pass.gate((&self.up, width), activation, gated)?;
+            gated
+        } else {
+            pass.activate(&self.up, width, activation)?;
+            &self.up
+        };
+        pass.multiply(middle, &layer.down, &self.block)
+    }
+}
+
+/// Rotations that were put on the device, so that layers share them.
+#[derive(Default)]
+struct Turned(Vec<(Arc<Rotary>, Rotations)>);
+
+/// Cosines and sines.
+type Rotations = Arc<(Buffer, Buffer)>;
+
+impl Turned {
+    fn upload(&mut self, device: &Device, rotary: &Arc<Rotary>) -> Result<Rotations, CudaError> {
+        if let Some((_, known)) = self.0.iter().find(|(known, _)| Arc::ptr_eq(known, rotary)) {
+            return Ok(Arc::clone(known));
+        }
+        let (cosines, sines) = rotary.parts();
+        let buffers = Arc::new((device.upload(cosines)?, device.upload(sines)?));
+        self.0.push((Arc::clone(rotary), Arc::clone(&buffers)));
+        Ok(buffers)
+    }
+}
+
+/// Refuses shapes that the kernels do not have.
+fn check(spec: &EncoderSpec, format: Format) -> Result<(), ArchError> {
+    let refuse = |field, value: usize| Err(ArchError::NoKernel { field, value });
+    if spec.hidden_size > MAX_WIDTH {
+        return refuse("hidden_size", spec.hidden_size);
+    }
+    if !spec.intermediate_size.is_multiple_of(VECTOR) && spec.feed_forward.activation != Activation::None {
+        return refuse("intermediate_size", spec.intermediate_size);
+    }
+    match format {
+        Format::F32 if spec.head_size > MAX_HEAD => refuse("head size", spec.head_size),
+        Format::Bf16 if !HEAD_SIZES.contains(&spec.head_size) => refuse("head size", spec.head_size),
+        Format::F32 | Format::Bf16 => Ok(()),
+    }
+}
+
+fn tables(device: &Device, embed: &Embed) -> Result<Tables, CudaError> {
+    let upload = |table: &Option<Vec<f32>>| table.as_ref().map(|table| device.upload(table)).transpose();
+    Ok(Tables {
+        width: embed.width,
+        word: device.upload(&embed.word)?,
+        position: upload(&embed.position)?,
+        token_type: upload(&embed.token_type)?,
+        norm: embed.norm.as_ref().map(|norm| DeviceNorm::upload(device, norm)).transpose()?,
+    })
+}
+
+fn upload(device: &Device, format: Format, stored: &StoredLinear) -> Result<Weight, ArchError> {
+    let bias = stored.bias.as_ref().map(|bias| format.upload(device, bias)).transpose()?;
+    Ok(Weight { shape: stored.shape, values: format.upload(device, &stored.weight)?, bias })
+}

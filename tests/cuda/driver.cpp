@@ -1,0 +1,193 @@
+// The part of the CUDA driver's interface that the server uses, over the memory and the threads of this process. Device
+// pointers are host pointers with red zones; work is done when it is asked for.
+
+#include "emulate.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <mutex>
+#include <string>
+#include <tuple>
+#include <utility>
+
+
+
+#include "kernels.inc"
+
+// What kernels call their dynamic shared memory; the most that a block may have.
+constexpr size_t SHARED_BYTES = 48 * 1024;
+float row[SHARED_BYTES / sizeof(float)];
+float shared[SHARED_BYTES / sizeof(float)];
+Vector<Bfloat16> shared_vectors[SHARED_BYTES / sizeof(Vector<Bfloat16>)];
+void* const dynamic_shared[] = {row, shared, shared_vectors};
+
+using Status = int;
+constexpr Status SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, NOT_FOUND = 500, ILLEGAL_ADDRESS = 700;
+
+namespace {
+
+struct Kernel {
+    std::function<void(void**)> call;
+};
+
+// Reads each parameter as the kernel's type says.
+template <typename... Parameters, size_t... Index>
+std::function<void(void**)> unpacked(void (*kernel)(Parameters...), std::index_sequence<Index...>) {
+    return [kernel](void** parameters) { kernel(*static_cast<std::decay_t<Parameters>*>(parameters[Index])...); };
+}
+
+template <typename... Parameters> Kernel made(void (*kernel)(Parameters...)) {
+    return Kernel{unpacked(kernel, std::index_sequence_for<Parameters...>())};
+}
+
+std::map<std::string, Kernel>& kernels() {
+    static std::map<std::string, Kernel> all = {
+#define KERNEL(name) {#name, made(name)},
+#include "kernels.list"
+#undef KERNEL
+    };
+    return all;
+}
+
+// Blocks between red zones, which are looked at when memory is given back and after every launch.
+constexpr size_t ZONE = 256;
+constexpr unsigned char RED = 0xa5;
+std::map<unsigned char*, size_t> blocks;
+size_t held = 0, ceiling = 0;
+bool broken = false;
+long launches = 0;
+// Streams of several threads take turns.
+std::mutex turn;
+
+size_t setting(const char* name, size_t otherwise) {
+    const char* text = std::getenv(name);
+    return text ? std::strtoull(text, nullptr, 10) : otherwise;
+}
+
+bool intact(unsigned char* block, size_t size) {
+    for (size_t i = 0; i < ZONE; ++i)
+        if (block[-1 - ptrdiff_t(i)] != RED || block[size + i] != RED) return false;
+    return true;
+}
+
+}  // namespace
+
+extern "C" {
+
+Status cuInit(unsigned) {
+    ceiling = setting("EMULATOR_MEMORY", size_t(4) << 30);
+    return SUCCESS;
+}
+Status cuDriverGetVersion(int* version) { return *version = 12040, SUCCESS; }
+Status cuDeviceGetCount(int* count) { return *count = int(setting("EMULATOR_DEVICES", 1)), SUCCESS; }
+Status cuDeviceGet(int* device, int ordinal) {
+    if (ordinal < 0 || ordinal >= int(setting("EMULATOR_DEVICES", 1))) return INVALID_DEVICE;
+    return *device = ordinal, SUCCESS;
+}
+Status cuDeviceGetName(char* name, int length, int) { return std::snprintf(name, size_t(length), "Emulated"), SUCCESS; }
+Status cuDeviceTotalMem_v2(size_t* bytes, int) { return *bytes = ceiling, SUCCESS; }
+// Compute capability 8.0; no memory pools.
+Status cuDeviceGetAttribute(int* value, int attribute, int) {
+    return *value = attribute == 75 ? int(setting("EMULATOR_MAJOR", 8)) : 0, SUCCESS;
+}
+Status cuDevicePrimaryCtxRetain(void** context, int) { return *context = &blocks, SUCCESS; }
+Status cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }
+Status cuCtxGetCurrent(void** context) { return *context = &blocks, SUCCESS; }
+Status cuCtxSetCurrent(void*) { return SUCCESS; }
+Status cuCtxSynchronize() { return broken ? ILLEGAL_ADDRESS : SUCCESS; }
+Status cuStreamCreate(void** stream, unsigned) { return *stream = &held, SUCCESS; }
+Status cuStreamDestroy_v2(void*) { return SUCCESS; }
+Status cuStreamSynchronize(void*) { return broken ? ILLEGAL_ADDRESS : SUCCESS; }
+Status cuStreamWaitEvent(void*, void*, unsigned) { return SUCCESS; }
+Status cuEventCreate(void** event, unsigned) { return *event = &launches, SUCCESS; }
+Status cuEventRecord(void*, void*) { return SUCCESS; }
+Status cuEventSynchronize(void*) { return SUCCESS; }
+Status cuEventQuery(void*) { return SUCCESS; }
+Status cuEventDestroy_v2(void*) { return SUCCESS; }
+Status cuMemGetInfo_v2(size_t* free, size_t* total) { return *free = ceiling - held, *total = ceiling, SUCCESS; }
+
+Status cuMemAlloc_v2(uint64_t* pointer, size_t bytes) {
+    if (broken) return ILLEGAL_ADDRESS;
+    if (bytes == 0) return INVALID_VALUE;
+    const std::lock_guard<std::mutex> mine(turn);
+    if (held + bytes > ceiling) return OUT_OF_MEMORY;
+    auto* whole = static_cast<unsigned char*>(std::aligned_alloc(256, (bytes + 2 * ZONE + 255) / 256 * 256));
+    std::memset(whole, RED, bytes + 2 * ZONE);
+    // Whoever reads what was never written reads NaNs.
+    std::memset(whole + ZONE, 0xff, bytes);
+    blocks[whole + ZONE] = bytes;
+    held += bytes;
+    *pointer = reinterpret_cast<uint64_t>(whole + ZONE);
+    return SUCCESS;
+}
+Status cuMemFree_v2(uint64_t pointer) {
+    const std::lock_guard<std::mutex> mine(turn);
+    const auto block = blocks.find(reinterpret_cast<unsigned char*>(pointer));
+    if (block == blocks.end()) return INVALID_VALUE;
+    held -= block->second;
+    std::free(block->first - ZONE);
+    blocks.erase(block);
+    return SUCCESS;
+}
+Status cuMemHostAlloc(void** pointer, size_t bytes, unsigned) { return *pointer = std::malloc(bytes), SUCCESS; }
+Status cuMemFreeHost(void* pointer) { return std::free(pointer), SUCCESS; }
+Status cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, void*) {
+    return std::memcpy(reinterpret_cast<void*>(to), from, bytes), SUCCESS;
+}
+Status cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, void*) {
+    if (broken) return ILLEGAL_ADDRESS;
+    return std::memcpy(to, reinterpret_cast<void*>(from), bytes), SUCCESS;
+}
+Status cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void*) {
+    return std::memset(reinterpret_cast<void*>(to), value, bytes), SUCCESS;
+}
+
+// The module is this library; that the other one assembles is checked by the assembler.
+Status cuModuleLoadData(void** module, const void* image) {
+    if (!std::strstr(static_cast<const char*>(image), ".version")) return INVALID_VALUE;
+    return *module = &kernels(), SUCCESS;
+}
+Status cuModuleUnload(void*) { return SUCCESS; }
+Status cuModuleGetFunction(void** function, void*, const char* name) {
+    const auto kernel = kernels().find(name);
+    if (kernel == kernels().end()) return NOT_FOUND;
+    return *function = &kernel->second, SUCCESS;
+}
+Status cuFuncSetAttribute(void*, int, int) { return SUCCESS; }
+
+Status cuLaunchKernel(
+    void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared_bytes,
+    void*, void** parameters, void**) {
+    if (broken) return ILLEGAL_ADDRESS;
+    if (gx * gy * gz == 0 || gy > 65535 || gz > 65535 || bx * by * bz == 0 || bx * by * bz > 1024) return INVALID_VALUE;
+    // What a kernel may use without asking for more.
+    if (shared_bytes > SHARED_BYTES) return INVALID_VALUE;
+    const std::lock_guard<std::mutex> mine(turn);
+    ++launches;
+    if (size_t(launches) == setting("EMULATOR_BREAK_AT", 0)) {
+        broken = true;
+        return SUCCESS;
+    }
+    const Kernel* kernel = static_cast<Kernel*>(function);
+    launch({gx, gy, gz}, {bx, by, bz}, [&] {
+        for (void* memory : dynamic_shared) std::memset(memory, 0xff, shared_bytes);
+    }, [&] { kernel->call(parameters); });
+    for (const auto& [block, size] : blocks)
+        if (!intact(block, size)) {
+            std::fprintf(stderr, "emulator: a kernel wrote beside a block of %zu bytes\n", size);
+            std::abort();
+        }
+    return SUCCESS;
+}
+
+Status cuGetErrorName(Status status, const char** name) {
+    *name = status == OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY"
+        : status == ILLEGAL_ADDRESS ? "CUDA_ERROR_ILLEGAL_ADDRESS"
+        : status == INVALID_DEVICE  ? "CUDA_ERROR_INVALID_DEVICE"
+                                    : "CUDA_ERROR_OTHER";
+    return SUCCESS;
+}
+Status cuGetErrorString(Status status, const char** text) { return cuGetErrorName(status, text); }
+
+}  // extern "C"
