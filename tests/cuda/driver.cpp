@@ -50,7 +50,7 @@ std::map<std::string, Kernel>& kernels() {
     return all;
 }
 
-// Blocks between red zones, which are looked at when memory is given back and after every launch.
+// Blocks between red zones, which are looked at when memory is given back.
 constexpr size_t ZONE = 256;
 constexpr unsigned char RED = 0xa5;
 std::map<unsigned char*, size_t> blocks;
@@ -65,10 +65,12 @@ size_t setting(const char* name, size_t otherwise) {
     return text ? std::strtoull(text, nullptr, 10) : otherwise;
 }
 
-bool intact(unsigned char* block, size_t size) {
+void check(unsigned char* block, size_t size) {
     for (size_t i = 0; i < ZONE; ++i)
-        if (block[-1 - ptrdiff_t(i)] != RED || block[size + i] != RED) return false;
-    return true;
+        if (block[-1 - ptrdiff_t(i)] != RED || block[size + i] != RED) {
+            std::fprintf(stderr, "emulator: a kernel wrote beside a block of %zu bytes\n", size);
+            std::abort();
+        }
 }
 
 }  // namespace
@@ -125,6 +127,7 @@ Status cuMemFree_v2(uint64_t pointer) {
     const std::lock_guard<std::mutex> mine(turn);
     const auto block = blocks.find(reinterpret_cast<unsigned char*>(pointer));
     if (block == blocks.end()) return INVALID_VALUE;
+    check(block->first, block->second);
     held -= block->second;
     std::free(block->first - ZONE);
     blocks.erase(block);
@@ -173,11 +176,6 @@ Status cuLaunchKernel(
     launch({gx, gy, gz}, {bx, by, bz}, [&] {
         for (void* memory : dynamic_shared) std::memset(memory, 0xff, shared_bytes);
     }, [&] { kernel->call(parameters); });
-    for (const auto& [block, size] : blocks)
-        if (!intact(block, size)) {
-            std::fprintf(stderr, "emulator: a kernel wrote beside a block of %zu bytes\n", size);
-            std::abort();
-        }
     return SUCCESS;
 }
 

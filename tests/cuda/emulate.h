@@ -41,6 +41,7 @@ inline unsigned __float_as_uint(float value) {
 }
 
 void __syncthreads();
+void __syncwarp();
 
 // Each lane gives 64 bits and gets those of another one. All lanes of a warp have to come.
 uint64_t exchange(uint64_t mine, unsigned from);

@@ -45,14 +45,17 @@ jmp_buf scheduler;
 const std::function<void()>* body;
 std::mt19937 order(1);
 
-void enter() {
-    (*body)();
-    threads[current]->done = true;
-    _longjmp(scheduler, 1);
-}
-
 void pause() {
     if (_setjmp(threads[current]->at) == 0) _longjmp(scheduler, 1);
+}
+
+// A coroutine is made once and does the work of one thread after the other.
+void enter() {
+    for (;;) {
+        (*body)();
+        threads[current]->done = true;
+        pause();
+    }
 }
 
 void wait_for(Barrier& barrier, unsigned members) {
@@ -87,7 +90,7 @@ void run_block() {
     warp_barriers.assign((n_threads + WARP_LANES - 1) / WARP_LANES, Barrier());
     for (unsigned index = 0; index < n_threads; ++index) {
         Thread& thread = *threads[index];
-        thread.started = thread.done = false;
+        thread.done = false;
         thread.barrier = nullptr;
         thread.exchanges = 0;
     }
@@ -131,6 +134,8 @@ const Thread& neighbour(unsigned lane) { return *threads[current / WARP_LANES * 
 unsigned next_slot() { return threads[current]->exchanges++ % 2; }
 
 }  // namespace
+
+void __syncwarp() { met(0); }
 
 uint64_t exchange(uint64_t mine, unsigned from) {
     const unsigned slot = next_slot();

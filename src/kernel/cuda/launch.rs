@@ -288,7 +288,7 @@ impl Pass<'_> {
         let window = window.map_or(Argument::Int(-1), int);
         let scores = [Argument::Float(scale), bias, int(reach), window];
         let (kernel, shared_bytes) = match (format, head_size) {
-            (Format::F32, _) => ("attend_f32", (16 * head_size + 32 * (2 * head_size + 1)) * size_of::<f32>()),
+            (Format::F32, _) => ("attend_f32", exact_bytes(head_size)),
             (Format::Bf16, 32) => ("attend_bf16_32", tile_bytes(head_size)),
             (Format::Bf16, 64) => ("attend_bf16_64", tile_bytes(head_size)),
             (Format::Bf16, 96) => ("attend_bf16_96", tile_bytes(head_size)),
@@ -353,6 +353,11 @@ impl Pass<'_> {
         let grid = Grid { blocks: (blocks(sequences), blocks(width.div_ceil(BLOCK as usize))), shared_bytes: 0 };
         self.device.launch("pool", grid, &arguments)
     }
+}
+
+/// Shared memory of the exact attention: 16 queries, 32 keys with a float more each, 32 values, and the weights.
+const fn exact_bytes(head_size: usize) -> usize {
+    (16 * head_size + 32 * (head_size + 1) + 32 * head_size + 16 * 32) * size_of::<f32>()
 }
 
 /// Shared memory of the attention on matrix units: 64 keys, and 64 values transposed, with their padding.

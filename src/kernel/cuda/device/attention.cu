@@ -61,8 +61,8 @@ constexpr int EXACT_QUERIES = 16;  // Of a tile, four for each of four warps.
 constexpr int EXACT_KEYS = WARP;   // One for each lane.
 constexpr int MAX_HEAD = 128;
 
-// All in float, any head size up to 128. Grid: tiles, heads; 128 threads; shared memory for 16 queries and 32 keys and
-// values, a float more for each key against bank conflicts.
+// All in float, any head size up to 128. Grid: tiles, heads; 128 threads; shared memory for 16 queries, 32 keys and
+// values, a float more for each key against bank conflicts, and the weights of both.
 __device__ void attend_exact(
     const float* qkv, const Tile* tiles, int n_heads, int head_size, const Scores& scores, float* out) {
     extern __shared__ float shared[];
@@ -70,6 +70,7 @@ __device__ void attend_exact(
     float* queries = shared;
     float* keys = queries + EXACT_QUERIES * head_size;
     float* values = keys + EXACT_KEYS * (head_size + 1);
+    float* weights = values + EXACT_KEYS * head_size;
     const Tile tile = tiles[blockIdx.x];
     const int head = blockIdx.y, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     const int inner = n_heads * head_size, length = int(tile.length), first = int(tile.query);
@@ -104,20 +105,23 @@ __device__ void attend_exact(
                 product += queries[query * head_size + column] * keys[lane * (head_size + 1) + column];
             const float value = key < length ? score(product, first + query, key, head, scores) : -INFINITY;
             const float now = fmaxf(most[q], warp_max(value));
-            // Nothing of this tile is seen, nor was anything before.
-            if (now == -INFINITY) continue;
-            const float weight = expf(value - now), shrink = expf(most[q] - now);
+            // Where nothing was seen yet, nothing is to be shrunk, and exp(−∞ − 0) is 0.
+            const float base = now == -INFINITY ? 0.0f : now;
+            const float weight = expf(value - base), shrink = expf(most[q] - base);
             most[q] = now;
             sum[q] = sum[q] * shrink + warp_sum(weight);
             for (int c = 0; c < COLUMNS; ++c) context[q][c] *= shrink;
-            for (int key = 0; key < EXACT_KEYS; ++key) {
-                const float share = __shfl_sync(ALL_LANES, weight, key);
-                for (int c = 0; c < COLUMNS; ++c) {
-                    const int column = c * WARP + lane;
-                    if (column < head_size) context[q][c] += share * values[key * head_size + column];
-                }
-            }
+            weights[query * EXACT_KEYS + lane] = weight;
         }
+        __syncwarp();
+        for (int key = 0; key < EXACT_KEYS; ++key)
+            for (int c = 0; c < COLUMNS; ++c) {
+                const int column = c * WARP + lane;
+                if (column >= head_size) continue;
+                const float value = values[key * head_size + column];
+                for (int q = 0; q < PER_WARP; ++q)
+                    context[q][c] += weights[(warp * PER_WARP + q) * EXACT_KEYS + key] * value;
+            }
     }
     for (int q = 0; q < PER_WARP; ++q) {
         const int query = warp * PER_WARP + q;
