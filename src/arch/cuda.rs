@@ -40,7 +40,21 @@ pub struct CudaEncoder {
     bias: Option<(Buffer, usize)>,
     positions: Option<usize>,
     scratch: Option<Scratch>,
+    /// What goes up and what comes back.
+    numbers: Buffer,
+    pooled: Option<Buffer>,
     weight_bytes: u64,
+}
+
+/// Where the numbers of a batch begin in their buffer.
+#[derive(Debug, Clone, Copy)]
+struct Layout {
+    positions: usize,
+    places: usize,
+    offsets: usize,
+    skips: usize,
+    tiles: usize,
+    n_tiles: usize,
 }
 
 #[derive(Debug)]
@@ -148,6 +162,8 @@ impl CudaEncoder {
             bias: bias.transpose()?,
             positions: rotated.then_some(spec.max_tokens),
             scratch: None,
+            numbers: device.allocate(0)?,
+            pooled: None,
             weight_bytes: free_before.saturating_sub(device.memory()?.0) as u64,
         })
     }
@@ -158,22 +174,22 @@ impl CudaEncoder {
     }
 
     /// The last hidden states of a batch, on the device.
-    fn run(&mut self, batch: &PackedBatch, skips: &[usize]) -> Result<(&Scratch, Places), EncoderError> {
+    fn run(&mut self, batch: &PackedBatch, skips: &[usize]) -> Result<(&Scratch, Pass<'_>), EncoderError> {
         let tokens = batch.n_tokens();
         self.check_batch(batch)?;
-        let places = self.places(batch, skips)?;
+        let layout = self.lay_out(batch, skips)?;
         if self.scratch.as_ref().is_none_or(|scratch| scratch.tokens < tokens) {
             // The old one first: both may be more than the device holds.
             self.scratch = None;
             self.scratch = Some(Scratch::new(&self.device, &self.spec, self.format, tokens)?);
         }
-        let Self { device, format, spec, tables, layers, last_norm, bias, scratch, .. } = self;
+        let Self { device, format, spec, tables, layers, last_norm, bias, scratch, numbers, .. } = self;
         let Some(scratch) = scratch.as_ref() else { return Err(CudaError::OutOfMemory.into()) };
         let stream = match spec.norm_place {
             NormPlace::After => Stream::Normalised,
             NormPlace::Before { .. } => Stream::Sum,
         };
-        let pass = Pass { device, format: *format, tokens, places: &places };
+        let pass = Pass { device, format: *format, tokens, places: layout.within(numbers) };
         pass.embed(tables, &scratch.residual, &scratch.hidden)?;
         let residual = (&scratch.residual, spec.hidden_size);
         let n_layers = layers.len();
@@ -212,7 +228,7 @@ impl CudaEncoder {
                 if last { (last_norm.as_ref(), Stream::Normalised) } else { (after_feed_forward, stream) };
             pass.add_norm(residual, Some(&scratch.block), (norm, stream), &scratch.hidden)?;
         }
-        Ok((scratch, places))
+        Ok((scratch, pass))
     }
 
     fn check_batch(&self, batch: &PackedBatch) -> Result<(), EncoderError> {
@@ -229,7 +245,7 @@ impl CudaEncoder {
     }
 
     /// All numbers of a batch that kernels read, in one upload.
-    fn places(&self, batch: &PackedBatch, skips: &[usize]) -> Result<Places, CudaError> {
+    fn lay_out(&mut self, batch: &PackedBatch, skips: &[usize]) -> Result<Layout, CudaError> {
         let number = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
         let mut numbers: Vec<u32> = batch.ids().to_vec();
         let positions = numbers.len();
@@ -247,8 +263,9 @@ impl CudaEncoder {
             numbers.extend((0..length).step_by(queries).flat_map(|query| [span[0], length, query].map(number)));
         }
         let n_tiles = (numbers.len() - tiles) / 3;
-        let buffer = self.device.upload(&numbers)?;
-        Ok(Places { buffer, ids: 0, positions, places, offsets, skips: first_skip, tiles, n_tiles })
+        self.device.grow(&mut self.numbers, size_of_val(numbers.as_slice()))?;
+        self.device.write(&numbers, &mut self.numbers)?;
+        Ok(Layout { positions, places, offsets, skips: first_skip, tiles, n_tiles })
     }
 }
 
@@ -256,7 +273,7 @@ impl Encoder for CudaEncoder {
     fn forward(&mut self, batch: &PackedBatch) -> Result<Tensor, EncoderError> {
         let (tokens, width) = (batch.n_tokens(), self.spec.hidden_size);
         let device = self.device.clone();
-        let (scratch, _places) = self.run(batch, &[])?;
+        let (scratch, _) = self.run(batch, &[])?;
         let hidden = device.read(&scratch.residual, tokens * width)?;
         Ok(Tensor::from_vec(hidden, (tokens, width), &CandleDevice::Cpu)?)
     }
@@ -268,15 +285,17 @@ impl Encoder for CudaEncoder {
             let pooled = ways.iter().map(|way| reduce(*way, &[], width, (batch.offsets(), skips)));
             return Ok(pooled.flatten().collect());
         }
-        let format = self.format;
-        let (scratch, places) = self.run(batch, skips)?;
-        let pass = Pass { device: &device, format, tokens: batch.n_tokens(), places: &places };
         let stride = width * ways.len();
-        let out = device.allocate(rows * stride * size_of::<f32>())?;
+        // Taken out for as long, since the pass holds everything else.
+        let mut pooled = self.pooled.take().map_or_else(|| device.allocate(0), Ok)?;
+        device.grow(&mut pooled, rows * stride * size_of::<f32>())?;
+        let (scratch, pass) = self.run(batch, skips)?;
         for (index, way) in ways.iter().enumerate() {
-            pass.pool((&scratch.residual, width), rows, *way, (&out, index * width, stride))?;
+            pass.pool((&scratch.residual, width), rows, *way, (&pooled, index * width, stride))?;
         }
-        Ok(device.read(&out, rows * stride)?)
+        let vectors = device.read(&pooled, rows * stride)?;
+        self.pooled = Some(pooled);
+        Ok(vectors)
     }
 
     fn hidden_size(&self) -> usize {
@@ -289,6 +308,13 @@ impl Encoder for CudaEncoder {
             Format::F32 => 1e-5,
             Format::Bf16 => 1e-2,
         }
+    }
+}
+
+impl Layout {
+    const fn within(self, buffer: &Buffer) -> Places<'_> {
+        let Self { positions, places, offsets, skips, tiles, n_tiles } = self;
+        Places { buffer, ids: 0, positions, places, offsets, skips, tiles, n_tiles }
     }
 }
 

@@ -35,8 +35,24 @@ fn loaded(folder: &Path, device: &Device, dtype: Precision) -> Result<Loaded, St
     load::load(&spec, folder, None, limits, (&shared, &LoadProgress::default())).map_err(|error| error.to_string())
 }
 
-/// Rows of random lengths around the edges of tiles, as the encoder lays them out.
-fn places(device: &Device, lengths: &[usize], skips: &[usize], format: Format) -> Places {
+/// The numbers of a batch of rows of these lengths, laid out as the encoder does.
+struct Numbers {
+    buffer: Buffer,
+    offsets: usize,
+    skips: usize,
+    tiles: usize,
+    n_tiles: usize,
+}
+
+impl Numbers {
+    fn places(&self) -> Places<'_> {
+        let Self { buffer, offsets, skips, tiles, n_tiles } = self;
+        let (offsets, skips, tiles, n_tiles) = (*offsets, *skips, *tiles, *n_tiles);
+        Places { buffer, ids: 0, positions: 0, places: 0, offsets, skips, tiles, n_tiles }
+    }
+}
+
+fn numbers(device: &Device, lengths: &[usize], skips: &[usize], format: Format) -> Numbers {
     let number = |value: usize| u32::try_from(value).unwrap();
     let mut offsets = vec![0];
     for length in lengths {
@@ -54,7 +70,7 @@ fn places(device: &Device, lengths: &[usize], skips: &[usize], format: Format) -
     }
     let n_tiles = (numbers.len() - tiles) / 3;
     let buffer = device.upload(&numbers).unwrap();
-    Places { buffer, ids: 0, positions: 0, places: 0, offsets: at_offsets, skips: at_skips, tiles, n_tiles }
+    Numbers { buffer, offsets: at_offsets, skips: at_skips, tiles, n_tiles }
 }
 
 /// What the device holds, widened. A format's buffer is read as pairs where it is narrow.
@@ -109,7 +125,7 @@ fn attention_matches_its_definition() {
                 [(false, false, None), (true, false, None), (false, rotates, Some(9)), (true, rotates, Some(70))]
             {
                 let values = rounded(&random.floats(tokens * 3 * inner, 1.0), format);
-                let places = places(&device, &lengths, &[0; 9], format);
+                let numbers = numbers(&device, &lengths, &[0; 9], format);
                 let value = |head: usize, distance: isize| (head as f32 + 0.5) * (distance as f32 * 0.37).sin();
                 let bias = DistanceBias::new(n_heads, 40, value);
                 let rotary = Rotary::new((10_000.0, 1.0), head_size, 200);
@@ -129,7 +145,7 @@ fn attention_matches_its_definition() {
                     rotary: rotary.as_ref().map(|(cosines, sines)| (cosines, sines)),
                     window,
                 };
-                let pass = Pass { device: &device, format, tokens, places: &places };
+                let pass = Pass { device: &device, format, tokens, places: numbers.places() };
                 pass.attend(&qkv, attention, &out).unwrap();
                 let found = widened(&device, &out, tokens * inner, format);
                 let far = |head: usize, distance: isize| {
@@ -164,11 +180,11 @@ fn activations_and_gates_match_their_definitions() {
     let Some(device) = gpu("cuda::activations_and_gates_match_their_definitions") else { return };
     let (tokens, width) = (37, 24);
     let values = Random::new(3).floats(tokens * 2 * width, 6.0);
-    let places = places(&device, &[tokens], &[0], Format::F32);
+    let numbers = numbers(&device, &[tokens], &[0], Format::F32);
     for (format, _) in FORMATS {
         let values = rounded(&values, format);
         let bound = if format == Format::F32 { 5e-7 } else { 4e-3 };
-        let pass = Pass { device: &device, format, tokens, places: &places };
+        let pass = Pass { device: &device, format, tokens, places: numbers.places() };
         for activation in [Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Silu, Activation::Tanh]
         {
             let act = |x: f32| reference::activate(activation, f64::from(x));
@@ -198,8 +214,8 @@ fn products_match_their_definition() {
         for (tokens, n, k) in [(1, 32, 32), (3, 64, 40), (100, 96, 384)] {
             let [x, weight, bias] = [tokens * k, n * k, n].map(|len| rounded(&random.floats(len, 1.0), format));
             for bias in [None, Some(&bias)] {
-                let places = places(&device, &[tokens], &[0], format);
-                let pass = Pass { device: &device, format, tokens, places: &places };
+                let numbers = numbers(&device, &[tokens], &[0], format);
+                let pass = Pass { device: &device, format, tokens, places: numbers.places() };
                 let on_device = |values: &[f32]| format.upload(&device, values).unwrap();
                 let out = device.allocate(tokens * n * format.bytes()).unwrap();
                 let stored =
@@ -219,9 +235,9 @@ fn pooling_matches_its_definition() {
     let (lengths, skips, width) = ([3, 1, 0, 40, 2], [0, 0, 0, 7, 5], 200);
     let tokens: usize = lengths.iter().sum();
     let values = Random::new(9).floats(tokens * width, 2.0);
-    let places = places(&device, &lengths, &skips, Format::F32);
+    let numbers = numbers(&device, &lengths, &skips, Format::F32);
     let hidden = device.upload(&values).unwrap();
-    let pass = Pass { device: &device, format: Format::F32, tokens, places: &places };
+    let pass = Pass { device: &device, format: Format::F32, tokens, places: numbers.places() };
     for way in [Reduce::First, Reduce::Last, Reduce::Max, Reduce::Mean, Reduce::MeanSqrtLen, Reduce::WeightedMean] {
         // Beside a column that is not its own.
         let out = device.upload(&vec![7.0_f32; lengths.len() * (width + 1)]).unwrap();

@@ -59,9 +59,9 @@ pub struct Tables {
 }
 
 /// Numbers of one batch, in one buffer; each field is where its numbers begin, counted in numbers.
-#[derive(Debug)]
-pub struct Places {
-    pub buffer: Buffer,
+#[derive(Debug, Clone, Copy)]
+pub struct Places<'a> {
+    pub buffer: &'a Buffer,
     pub ids: usize,
     /// Rows of the position table.
     pub positions: usize,
@@ -92,7 +92,7 @@ pub struct Pass<'a> {
     pub device: &'a Device,
     pub format: Format,
     pub tokens: usize,
-    pub places: &'a Places,
+    pub places: Places<'a>,
 }
 
 /// What goes on as the residual stream.
@@ -168,7 +168,7 @@ impl DeviceNorm {
     }
 }
 
-impl Places {
+impl Places<'_> {
     fn at(&self, index: usize) -> Argument {
         Argument::Pointer(self.buffer.pointer + (index * size_of::<u32>()) as u64)
     }

@@ -219,6 +219,19 @@ impl Device {
         Ok(buffer)
     }
 
+    /// A buffer of at least so many bytes, whose contents are lost if it has to be another one. Never smaller than it was:
+    /// batches of all sizes come and go.
+    ///
+    /// # Errors
+    /// Out of memory; the buffer is then empty.
+    pub fn grow(&self, buffer: &mut Buffer, bytes: usize) -> Result<(), CudaError> {
+        if buffer.len() < bytes {
+            *buffer = self.allocate(0)?;
+            *buffer = self.allocate(bytes.next_power_of_two())?;
+        }
+        Ok(())
+    }
+
     /// Overwrites the beginning of `buffer`.
     ///
     /// # Errors
