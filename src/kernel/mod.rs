@@ -1,4 +1,4 @@
-//! The few operations the encoder skeleton needs, as data; `cpu` computes them.
+//! The few operations the encoder skeleton needs, as data; `cpu` computes them, and with the feature `cuda` so does a GPU.
 //!
 //! Activations are `[T, width]` row-major f32, one row per token of the packed batch. Inside an encoder they live in
 //! buffers of the compute threads ([`cpu::worker`]); candle tensors carry what enters and leaves: the last hidden states,

@@ -5,27 +5,35 @@
 
 use std::path::Path;
 
+use embedserve::arch;
+use embedserve::arch::packed::PackedBatch;
 use embedserve::catalog::ModelSpec;
 use embedserve::kernel::cuda::launch::{DeviceAttention, HEAD_SIZES, Pass, Places, Weight};
 use embedserve::kernel::cuda::{Buffer, CudaError, Device, Format, count};
 use embedserve::kernel::reference::{self, AttentionOptions};
-use embedserve::kernel::{Activation, DistanceBias, Isa, Precision, Reduce, Rotary, Target};
+use embedserve::kernel::{Activation, Compute, DistanceBias, Isa, Precision, Reduce, Rotary, Target};
 use embedserve::load::{self, Loaded, Shared};
 use embedserve::observe::progress::LoadProgress;
+use embedserve::threads::Threads;
 use half::bf16;
+use tokio::sync::{Mutex, MutexGuard};
 
 use crate::support::golden::{Golden, folder};
 use crate::support::random::Random;
 use crate::support::served::{batches, embed, requests, shared_with, spec};
 
+/// One test at a time: one of them looks at what memory is left.
+static TURN: Mutex<()> = Mutex::const_new(());
+
 /// The first GPU, or `None`, said in the test's name.
-fn gpu(test: &str) -> Option<Device> {
+async fn gpu(test: &str) -> Option<(Device, MutexGuard<'static, ()>)> {
     if count() == 0 {
         assert!(std::env::var("EMBEDSERVE_TEST_GPU").as_deref() != Ok("required"), "{test}: no GPU");
         eprintln!("{test}: left out, no GPU");
         return None;
     }
-    Some(Device::open(0).unwrap())
+    let turn = TURN.lock().await;
+    Some((Device::open(0).unwrap(), turn))
 }
 
 fn loaded(folder: &Path, device: &Device, dtype: Precision) -> Result<Loaded, String> {
@@ -110,9 +118,9 @@ fn worst(found: &[f32], expected: &[f64]) -> f64 {
 const FORMATS: [(Format, f64); 2] = [(Format::F32, 2e-6), (Format::Bf16, 1.2e-2)];
 
 // N-05 on the device: attention by its definition, in every head size, with everything that it may have.
-#[test]
-fn attention_matches_its_definition() {
-    let Some(device) = gpu("cuda::attention_matches_its_definition") else { return };
+#[tokio::test]
+async fn attention_matches_its_definition() {
+    let Some((device, _turn)) = gpu("cuda::attention_matches_its_definition").await else { return };
     let lengths = [1, 5, 15, 16, 17, 63, 64, 65, 130];
     let mut random = Random::new(7);
     let (n_heads, tokens) = (2, lengths.iter().sum::<usize>());
@@ -175,9 +183,9 @@ fn attention_matches_its_definition() {
     }
 }
 
-#[test]
-fn activations_and_gates_match_their_definitions() {
-    let Some(device) = gpu("cuda::activations_and_gates_match_their_definitions") else { return };
+#[tokio::test]
+async fn activations_and_gates_match_their_definitions() {
+    let Some((device, _turn)) = gpu("cuda::activations_and_gates_match_their_definitions").await else { return };
     let (tokens, width) = (37, 24);
     let values = Random::new(3).floats(tokens * 2 * width, 6.0);
     let numbers = numbers(&device, &[tokens], &[0], Format::F32);
@@ -206,9 +214,9 @@ fn activations_and_gates_match_their_definitions() {
     }
 }
 
-#[test]
-fn products_match_their_definition() {
-    let Some(device) = gpu("cuda::products_match_their_definition") else { return };
+#[tokio::test]
+async fn products_match_their_definition() {
+    let Some((device, _turn)) = gpu("cuda::products_match_their_definition").await else { return };
     let mut random = Random::new(5);
     for (format, bound) in FORMATS {
         for (tokens, n, k) in [(1, 32, 32), (3, 64, 40), (100, 96, 384)] {
@@ -229,9 +237,9 @@ fn products_match_their_definition() {
     }
 }
 
-#[test]
-fn pooling_matches_its_definition() {
-    let Some(device) = gpu("cuda::pooling_matches_its_definition") else { return };
+#[tokio::test]
+async fn pooling_matches_its_definition() {
+    let Some((device, _turn)) = gpu("cuda::pooling_matches_its_definition").await else { return };
     let (lengths, skips, width) = ([3, 1, 0, 40, 2], [0, 0, 0, 7, 5], 200);
     let tokens: usize = lengths.iter().sum();
     let values = Random::new(9).floats(tokens * width, 2.0);
@@ -260,7 +268,7 @@ fn pooling_matches_its_definition() {
 // N-07 on the device: every architecture, each text alone, within 1e-4.
 #[tokio::test]
 async fn every_golden_model_equals_sentence_transformers() {
-    let Some(device) = gpu("cuda::every_golden_model_equals_sentence_transformers") else { return };
+    let Some((device, _turn)) = gpu("cuda::every_golden_model_equals_sentence_transformers").await else { return };
     let mut faults = Vec::new();
     let mut largest = 0.0_f32;
     let mut names: Vec<String> = std::fs::read_dir(folder().join("models"))
@@ -298,7 +306,7 @@ async fn every_golden_model_equals_sentence_transformers() {
 /// Real weights in both formats, and how far company moves a row. N-06
 #[tokio::test]
 async fn real_minilm_is_the_same_on_the_gpu() {
-    let Some(device) = gpu("cuda::real_minilm_is_the_same_on_the_gpu") else { return };
+    let Some((device, _turn)) = gpu("cuda::real_minilm_is_the_same_on_the_gpu").await else { return };
     let Some(folder) = crate::real::model() else { return };
     let texts = ["hello world", "The quick brown fox jumps over 13 lazy dogs.", "не спеши", "fn main() { loop {} }"];
     let exact = crate::support::served::try_load(folder).unwrap().served;
@@ -318,9 +326,45 @@ async fn real_minilm_is_the_same_on_the_gpu() {
     }
 }
 
-#[test]
-fn what_cannot_be_is_refused_with_the_way_out() {
-    let Some(device) = gpu("cuda::what_cannot_be_is_refused_with_the_way_out") else { return };
+// M-06
+#[tokio::test]
+async fn memory_is_flat_whatever_the_shapes_of_batches() {
+    const TEST: &str = "cuda::memory_is_flat_whatever_the_shapes_of_batches";
+    const MOST_TOKENS: usize = 200;
+    let Some((device, _turn)) = gpu(TEST).await else { return };
+    let n_batches = if device.label().contains("Emulated") { 60 } else { 100_000 };
+    let folder = folder().join("models/bert-mean-normalize");
+    let text = std::fs::read_to_string(folder.join("config.json")).unwrap();
+    let (config, threads) = (serde_json::from_str(&text).unwrap(), Threads::new(1).unwrap());
+    let target = Target::Cuda(device.clone());
+    let files = [folder.join("model.safetensors")];
+    let compute = Compute::exact(Isa::detect());
+    let mut encoder = arch::load(&config, &files, &target, compute, threads.pool()).unwrap().encoder;
+    let mut random = Random::new(11);
+    let mut batch = |n_rows: usize| -> Vec<Vec<u32>> {
+        (0..n_rows).map(|_| vec![5; 1 + random.below(MOST_TOKENS / n_rows)]).collect()
+    };
+    let mut run = |rows: &[Vec<u32>]| {
+        let (packed, skips) = (PackedBatch::new(rows.iter().map(Vec::as_slice)), vec![0; rows.len()]);
+        assert_eq!(encoder.pooled(&packed, &[Reduce::Mean], &skips).unwrap().len() % rows.len(), 0);
+    };
+    // As many rows and tokens as there will ever be, and a plan for each power of two below.
+    run(&vec![vec![5; 20]; 10]);
+    (1..10).for_each(|n_rows| run(&batch(n_rows)));
+    for tokens in [1, 16, 17, 33, 65, 129] {
+        run(&[vec![5; tokens]]);
+    }
+    let (free, _) = device.memory().unwrap();
+    for _ in 0..n_batches {
+        let n_rows = 1 + batch(1)[0].len() % 10;
+        run(&batch(n_rows));
+    }
+    assert_eq!(device.memory().unwrap().0, free, "device memory after {n_batches} batches");
+}
+
+#[tokio::test]
+async fn what_cannot_be_is_refused_with_the_way_out() {
+    let Some((device, _turn)) = gpu("cuda::what_cannot_be_is_refused_with_the_way_out").await else { return };
     let error = Device::open(4095).unwrap_err();
     assert!(matches!(error, CudaError::NoSuchDevice { ordinal: 4095, .. }), "{error}");
     let folder = folder().join("models/bert-mean-normalize");

@@ -4,7 +4,7 @@
 //! Of a batch one block of numbers goes up and one matrix of pooled rows comes back; nothing else waits for the device.
 //! Buffers grow to the largest batch seen and stay.
 
-use std::sync::Arc;
+mod load;
 
 use candle_core::{Device as CandleDevice, Tensor};
 
@@ -14,15 +14,11 @@ use crate::arch::packed::PackedBatch;
 use crate::arch::spec::{EncoderSpec, FirstPosition, NormPlace};
 use crate::arch::{ArchError, Encoder, EncoderError, attention, feed_forward, norm, position};
 use crate::kernel::cpu::reduce::reduce;
-use crate::kernel::cuda::launch::{
-    DeviceAttention, DeviceNorm, HEAD_SIZES, MAX_HEAD, Pass, Places, Stream, Tables, VECTOR, Weight,
-};
+use crate::kernel::cuda::launch::{DeviceAttention, DeviceNorm, Pass, Places, Stream, Tables, Weight};
 use crate::kernel::cuda::{Buffer, CudaError, Device, Format};
-use crate::kernel::{Activation, Embed, Reduce, Rotary, check_inside};
+use crate::kernel::{Reduce, check_inside};
 use crate::weights::Weights;
-
-/// Rows of shared memory hold one token; 48 KiB is what a kernel has without asking.
-const MAX_WIDTH: usize = 12_288;
+use load::{Rotations, Turned, check, tables, upload};
 
 /// An encoder of any family, on one device.
 #[derive(Debug)]
@@ -349,55 +345,4 @@ impl Scratch {
         };
         pass.multiply(middle, &layer.down, &self.block)
     }
-}
-
-/// Rotations that were put on the device, so that layers share them.
-#[derive(Default)]
-struct Turned(Vec<(Arc<Rotary>, Rotations)>);
-
-/// Cosines and sines.
-type Rotations = Arc<(Buffer, Buffer)>;
-
-impl Turned {
-    fn upload(&mut self, device: &Device, rotary: &Arc<Rotary>) -> Result<Rotations, CudaError> {
-        if let Some((_, known)) = self.0.iter().find(|(known, _)| Arc::ptr_eq(known, rotary)) {
-            return Ok(Arc::clone(known));
-        }
-        let (cosines, sines) = rotary.parts();
-        let buffers = Arc::new((device.upload(cosines)?, device.upload(sines)?));
-        self.0.push((Arc::clone(rotary), Arc::clone(&buffers)));
-        Ok(buffers)
-    }
-}
-
-/// Refuses shapes that the kernels do not have.
-fn check(spec: &EncoderSpec, format: Format) -> Result<(), ArchError> {
-    let refuse = |field, value: usize| Err(ArchError::NoKernel { field, value });
-    if spec.hidden_size > MAX_WIDTH {
-        return refuse("hidden_size", spec.hidden_size);
-    }
-    if !spec.intermediate_size.is_multiple_of(VECTOR) && spec.feed_forward.activation != Activation::None {
-        return refuse("intermediate_size", spec.intermediate_size);
-    }
-    match format {
-        Format::F32 if spec.head_size > MAX_HEAD => refuse("head size", spec.head_size),
-        Format::Bf16 if !HEAD_SIZES.contains(&spec.head_size) => refuse("head size", spec.head_size),
-        Format::F32 | Format::Bf16 => Ok(()),
-    }
-}
-
-fn tables(device: &Device, embed: &Embed) -> Result<Tables, CudaError> {
-    let upload = |table: &Option<Vec<f32>>| table.as_ref().map(|table| device.upload(table)).transpose();
-    Ok(Tables {
-        width: embed.width,
-        word: device.upload(&embed.word)?,
-        position: upload(&embed.position)?,
-        token_type: upload(&embed.token_type)?,
-        norm: embed.norm.as_ref().map(|norm| DeviceNorm::upload(device, norm)).transpose()?,
-    })
-}
-
-fn upload(device: &Device, format: Format, stored: &StoredLinear) -> Result<Weight, ArchError> {
-    let bias = stored.bias.as_ref().map(|bias| format.upload(device, bias)).transpose()?;
-    Ok(Weight { shape: stored.shape, values: format.upload(device, &stored.weight)?, bias })
 }
