@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use sha2::{Digest as _, Sha256};
 use toml::Table;
 
 fn file(name: &str) -> String {
@@ -81,6 +82,18 @@ fn the_images_run_as_nobody_and_fetch_nothing() {
             assert!(!shipped.contains(tool), "{tool}");
         }
     }
+}
+
+// The code of GPUs travels compiled: it must be made of the sources beside it. `.ci/emulate-cuda` compiles it again.
+#[test]
+fn the_kernels_of_gpus_are_made_of_their_sources() {
+    let script = file("src/kernel/cuda/device/compile.py");
+    let (_, parts) = script.split_once("PARTS = [").unwrap();
+    let parts = parts.split_once(']').unwrap().0.split(", ").map(|part| part.trim_matches('"'));
+    let sources: String = parts.map(|part| file(&format!("src/kernel/cuda/device/{part}.cu"))).collect();
+    let digest = Sha256::digest(sources).iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"));
+    let ptx = file("src/kernel/cuda/kernels.ptx");
+    assert!(ptx.lines().next().unwrap().contains(&digest), "kernels.ptx is stale: run device/compile.py");
 }
 
 // S-07: faults on request exist in debug builds alone. S-05: nor does a release depend on the processor that built it.
