@@ -308,6 +308,7 @@ pub enum IsaArg {
     Neon,
     Avx2,
     Avx512,
+    Amx,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -217,6 +217,7 @@ fn isa(wanted: Option<IsaArg>) -> Result<Isa, ConfigError> {
         Some(IsaArg::Neon) => Isa::Neon,
         Some(IsaArg::Avx2) => Isa::Avx2,
         Some(IsaArg::Avx512) => Isa::Avx512,
+        Some(IsaArg::Amx) => Isa::Amx,
     };
     if isa.is_supported() {
         return Ok(isa);

@@ -136,7 +136,8 @@ impl Compute {
             return Ok(());
         }
         let at = |isa| Self { isa, ..self }.features();
-        let needed = Isa::ALL.into_iter().rev().find_map(at).unwrap_or_default();
+        // Of the lowest level of this processor's kind that computes it: higher ones have everything anyway.
+        let needed = Isa::ALL.into_iter().rev().filter_map(at).find(|needed| !needed.is_empty()).unwrap_or_default();
         let missing: Vec<&'static str> = needed.iter().copied().filter(|feature| !has(feature)).collect();
         let held_back = missing.is_empty();
         Err(UnsupportedPrecision {
@@ -158,7 +159,7 @@ impl Compute {
     /// where the processor has more.
     const fn features(self) -> Option<&'static [&'static str]> {
         match (self.isa, self.precision) {
-            (Isa::Portable | Isa::Neon, _) | (_, Precision::F32) => Some(&[]),
+            (Isa::Portable | Isa::Neon | Isa::Amx, _) | (_, Precision::F32) => Some(&[]),
             (Isa::Avx2, Precision::Bf16 | Precision::Int8) => None,
             (Isa::Avx512, Precision::Bf16) => Some(&["avx512f", "avx512vl", "avx512bw", "avx512bf16"]),
             (Isa::Avx512, Precision::Int8) => Some(&["avx512f", "avx512vl", "avx512bw", "avx512vnni"]),

@@ -13,6 +13,7 @@ use rayon::ThreadPool;
 
 use super::Isa;
 use super::rows::Rows;
+use super::tile::Registers;
 use super::team::{Barrier, BreakOnPanic, Team};
 use super::worker::{ROWS_WORTH_SHARING, Scratch, TileMemory, Tokens, Widths, Worker};
 
@@ -99,6 +100,7 @@ pub fn forward(
     let member = |index: usize| {
         let mut own = threads[index].lock().unwrap_or_else(PoisonError::into_inner);
         let ThreadMemory { tile: own_tile, scratch } = &mut *own;
+        let _registers = Registers::of(isa);
         if let Some(rows) = shared {
             let _guard = BreakOnPanic(&barrier);
             let team = Team { index, size: n_threads, barrier: &barrier };

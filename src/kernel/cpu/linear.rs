@@ -10,7 +10,7 @@ use super::pages::{Pages, Plain};
 use super::product::{Epilogue, Operand, ROW_CHUNK, product};
 use super::quantise::{block_size, narrow, quantise, rotate};
 use super::rows::{Rows, padded};
-use super::tile::STEP;
+use super::tile::{Registers, STEP};
 use crate::kernel::{Activation, Precision};
 
 /// One thread's room for a chunk of inputs, kept from product to product.
@@ -144,6 +144,7 @@ pub fn linear_rows(isa: Isa, x: &[f32], weight: &PackedMatrix, activation: Activ
     let input = Input { rows: Rows::read_only(x, k), norm: None };
     let epilogue = Epilogue { activation, add: false };
     let mut scratch = InputScratch::default();
+    let _registers = Registers::of(isa);
     // SAFETY: both buffers hold m rows, and this thread alone knows the output.
     unsafe { linear(isa, (input, 0..m), (weight, 0..weight.n_groups()), (rows, epilogue), &mut scratch) };
     out

@@ -44,6 +44,8 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F and VL, beside AVX2 and FMA.
     Avx512,
+    /// AMX: products of whole register tiles, beside AVX-512 with BW, BF16 and VNNI.
+    Amx,
 }
 
 impl Isa {
@@ -53,7 +55,7 @@ impl Isa {
     }
 
     /// In rising order.
-    pub const ALL: [Self; 4] = [Self::Portable, Self::Neon, Self::Avx2, Self::Avx512];
+    pub const ALL: [Self; 5] = [Self::Portable, Self::Neon, Self::Avx2, Self::Avx512, Self::Amx];
 
     pub fn is_supported(self) -> bool {
         match self {
@@ -65,8 +67,16 @@ impl Isa {
             Self::Avx512 => {
                 is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") && Self::Avx2.is_supported()
             }
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx => {
+                is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512bf16")
+                    && is_x86_feature_detected!("avx512vnni")
+                    && Self::Avx512.is_supported()
+                    && tile::amx_is_granted()
+            }
             #[cfg(not(target_arch = "x86_64"))]
-            Self::Avx2 | Self::Avx512 => false,
+            Self::Avx2 | Self::Avx512 | Self::Amx => false,
         }
     }
 
@@ -77,6 +87,7 @@ impl Isa {
             Self::Neon => "neon",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Amx => "amx",
         }
     }
 }
@@ -113,7 +124,7 @@ macro_rules! dispatch {
                 unsafe { avx2($($name),*) }
             }
             #[cfg(target_arch = "x86_64")]
-            $crate::kernel::cpu::Isa::Avx512 => {
+            $crate::kernel::cpu::Isa::Avx512 | $crate::kernel::cpu::Isa::Amx => {
                 // SAFETY: as above.
                 unsafe { avx512($($name),*) }
             }
@@ -123,7 +134,9 @@ macro_rules! dispatch {
             #[cfg(not(target_arch = "aarch64"))]
             $crate::kernel::cpu::Isa::Neon => $body::<false>($($name),*),
             #[cfg(not(target_arch = "x86_64"))]
-            $crate::kernel::cpu::Isa::Avx2 | $crate::kernel::cpu::Isa::Avx512 => $body::<false>($($name),*),
+            $crate::kernel::cpu::Isa::Avx2 | $crate::kernel::cpu::Isa::Avx512 | $crate::kernel::cpu::Isa::Amx => {
+                $body::<false>($($name),*)
+            }
         }
     }};
 }

@@ -10,12 +10,12 @@ use super::Isa;
 use super::activation::{Activation, activate_rows};
 use super::matrix::MatrixView;
 use super::rows::Rows;
-use super::tile::{self, GROUP, LINE, PANEL, Scales, Tile, UNROLL};
+use super::tile::{self, GROUP, LINE, MAX_ROWS, PANEL, Scales, Tile, UNROLL};
 
 /// Rows that pass over one group of panels before the next: their inputs fit the second-level cache beside it.
 pub(super) const ROW_CHUNK: usize = 128;
 
-/// Rows in the format of the weight.
+/// Rows in the format of the weight; at least [`tile::READ_ROWS`] of them can be read, however few count.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Operand {
     pub(super) start: *const u8,
@@ -36,7 +36,7 @@ pub(super) struct Epilogue {
 /// The product of `n_rows` rows with the column groups `groups`, written at the same columns of `out`.
 ///
 /// # Safety
-/// The operand holds `n_rows` rows of the weight's k; the view's weight is alive; `out` has `n_rows` rows of the weight's
+/// The thread holds [`tile::Registers`]. The operand holds `n_rows` rows of the weight's k; the view's weight is alive; `out` has `n_rows` rows of the weight's
 /// n values, of which no other thread touches the columns of these groups.
 pub(super) unsafe fn product(
     isa: Isa,
@@ -127,7 +127,7 @@ const fn offset<T>(start: *const T, count: usize) -> *const T {
 /// A tile of which the last columns are past n: computed aside, and what counts copied.
 unsafe fn cut_tile(isa: Isa, weight: &MatrixView, (n_rows, panels, n_columns): (usize, usize, usize), tile: Tile) {
     const WIDTH: usize = GROUP * PANEL;
-    let mut aside = [0.0_f32; 8 * WIDTH];
+    let mut aside = [0.0_f32; MAX_ROWS * WIDTH];
     let out = Tile { c: aside.as_mut_ptr(), c_stride: WIDTH, add: false, ..tile };
     // SAFETY: passed on from the caller; the result goes to a buffer large enough for every tile.
     unsafe { tile::run(isa, weight.precision, (n_rows, panels), &out) };

@@ -48,7 +48,7 @@ pub fn peak(n_threads: usize, rounds: usize) -> f64 {
 fn one_core() -> f64 {
     match Isa::detect() {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => timed(16, |steps| {
+        Isa::Avx512 | Isa::Amx => timed(16, |steps| {
             // SAFETY: `detect` names only what this processor has.
             unsafe { avx512(steps) }
         }),

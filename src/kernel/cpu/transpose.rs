@@ -10,7 +10,7 @@ use super::tile::PANEL;
 /// Sixteen rows of `out.len()/16` values can be read, and nobody writes them meanwhile.
 pub(super) unsafe fn transpose(isa: Isa, rows: Rows, out: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512 {
+    if isa >= Isa::Avx512 {
         for (index, out) in out.as_chunks_mut::<{ PANEL * PANEL }>().0.iter_mut().enumerate() {
             // SAFETY: passed on from the caller.
             unsafe { block_avx512(rows.at(0, index * PANEL), out) };

@@ -9,7 +9,7 @@ use crate::kernel::cpu::position::Rotary;
 use crate::kernel::cpu::product::Operand;
 use crate::kernel::cpu::quantise::{interleave, narrow};
 use crate::kernel::cpu::rows::Rows;
-use crate::kernel::cpu::tile::{LINE, PANEL, Scales};
+use crate::kernel::cpu::tile::{LINE, PANEL, READ_ROWS, Scales, steps_at_once};
 use crate::kernel::cpu::transpose::transpose;
 
 /// Panels of sixteen columns and `k` steps each.
@@ -17,6 +17,9 @@ use crate::kernel::cpu::transpose::transpose;
 pub(super) struct Panels {
     precision: Precision,
     k: usize,
+    /// Steps of k from one panel to the next, and in how many at once they are multiplied.
+    stride: usize,
+    at_once: usize,
     exact: Vec<f32>,
     /// The keys of a last panel that they do not fill.
     last: Vec<f32>,
@@ -97,23 +100,32 @@ impl Panels {
         self.finish(isa, precision);
     }
 
+    /// Narrows the panels, and pads each with zeros: to what is multiplied at once, and half of that for a window which
+    /// begins in its middle.
     fn finish(&mut self, isa: Isa, precision: Precision) {
         self.precision = precision;
+        self.at_once = steps_at_once(isa, precision);
+        let steps = self.k.div_ceil(group_size(precision));
+        self.stride = steps.next_multiple_of(self.at_once) + self.at_once / 2;
         if precision == Precision::F32 {
             return;
         }
-        let panel_len = self.k.div_ceil(2) * PANEL;
         let n_panels = self.exact.len() / (self.k * PANEL);
+        let panel_len = self.stride * PANEL;
         self.pairs.resize(self.pairs.len().max(n_panels * panel_len), 0);
         for (panel, pairs) in self.exact.chunks_exact(self.k * PANEL).zip(self.pairs.chunks_exact_mut(panel_len)) {
-            interleave(isa, panel.as_chunks::<PANEL>().0, pairs.as_chunks_mut::<PANEL>().0);
+            let lines = pairs.as_chunks_mut::<PANEL>().0;
+            interleave(isa, panel.as_chunks::<PANEL>().0, lines);
+            // Left over from other sequences, and no less poisonous for being multiplied by zero.
+            lines[steps..].fill([0; PANEL]);
         }
     }
 
-    /// `n` columns from a panel on, `k` steps of each from a step on. That step is even.
+    /// `n` columns from a panel on, `k` steps of each from a step on. That step begins a panel of keys.
     pub(super) fn view(&self, (panel, step): (usize, usize), k: usize, n: usize) -> MatrixView {
         let group = group_size(self.precision);
-        let (stride, steps) = (self.k.div_ceil(group), k.div_ceil(group));
+        let steps = k.div_ceil(group).next_multiple_of(self.at_once);
+        let stride = self.stride;
         let first = panel * stride + step / group;
         let (start, lines): (*const u8, usize) = match self.precision {
             Precision::F32 => (self.exact.as_ptr().cast(), self.exact.len() / PANEL),
@@ -154,15 +166,14 @@ impl NarrowRows {
             let stride = rows.stride() * size_of::<f32>();
             return Operand { start: rows.as_ptr().cast_const().cast(), stride, scales: std::ptr::null() };
         }
-        let stride = width.next_multiple_of(2);
-        self.0.resize(self.0.len().max(n_rows * stride), 0);
+        let steps = width.div_ceil(group_size(precision)).next_multiple_of(steps_at_once(isa, precision));
+        let stride = steps * group_size(precision);
+        self.0.resize(self.0.len().max(n_rows.max(READ_ROWS) * stride), 0);
         for (row, out) in self.0.chunks_exact_mut(stride.max(1)).take(n_rows).enumerate() {
             // SAFETY: passed on from the caller.
             narrow(isa, unsafe { rows.row(row, width) }, &mut out[..width]);
-            // The other half of the last pair meets zeros, and must not be a NaN from before.
-            if let Some(odd) = out.get_mut(width) {
-                *odd = 0;
-            }
+            // What is behind the row meets zeros, and must not be a NaN from before.
+            out[width..].fill(0);
         }
         Operand { start: self.0.as_ptr().cast(), stride: stride * size_of::<u16>(), scales: std::ptr::null() }
     }

@@ -25,7 +25,7 @@ pub(super) const fn block_size(k: usize) -> usize {
 /// any value is. Blocks of 32, 64 or 128.
 pub(super) fn rotate(isa: Isa, block: usize, row: &mut [f32]) -> f32 {
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512 {
+    if isa >= Isa::Avx512 {
         // SAFETY: the level was checked when it was chosen.
         return f32::from_bits(unsafe { avx512::rotate(block, row) });
     }
@@ -85,7 +85,7 @@ fn round_row<const FUSED: bool>(row: &[f32], inverse: f32, out: &mut [u8]) {
 /// Rounds a row to bf16, ties to even. The processor's own instruction takes what is below 1.2e-38 for zero.
 pub(super) fn narrow(isa: Isa, row: &[f32], out: &mut [u16]) {
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512 && is_x86_feature_detected!("avx512bf16") {
+    if isa >= Isa::Avx512 && is_x86_feature_detected!("avx512bf16") {
         // SAFETY: the features were checked.
         return unsafe { avx512::narrow(row, out) };
     }
@@ -112,7 +112,7 @@ const fn narrowed(x: f32) -> u16 {
 /// is paired with zeros.
 pub(super) fn interleave(isa: Isa, rows: &[[f32; 16]], out: &mut [[u32; 16]]) {
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512 && is_x86_feature_detected!("avx512bf16") {
+    if isa >= Isa::Avx512 && is_x86_feature_detected!("avx512bf16") {
         // SAFETY: the features were checked.
         return unsafe { avx512::interleave(rows, out) };
     }

@@ -158,7 +158,7 @@ unsafe fn load(line: *const u8) -> __m512 {
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn load_integers(line: *const u8) -> __m512i {
+pub(super) unsafe fn load_integers(line: *const u8) -> __m512i {
     // SAFETY: the caller promises 64 bytes.
     unsafe { _mm512_loadu_si512(line.cast()) }
 }
@@ -172,7 +172,7 @@ unsafe fn broadcast(group: *const u8) -> __m512 {
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn broadcast_integers(group: *const u8) -> __m512i {
+pub(super) unsafe fn broadcast_integers(group: *const u8) -> __m512i {
     // SAFETY: the caller promises four bytes.
     _mm512_set1_epi32(unsafe { group.cast::<i32>().read_unaligned() })
 }
@@ -185,13 +185,13 @@ fn multiply_add(sum: __m512, value: __m512, line: __m512) -> __m512 {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
-fn multiply_pairs(sum: __m512, value: __m512i, line: __m512i) -> __m512 {
+pub(super) fn multiply_pairs(sum: __m512, value: __m512i, line: __m512i) -> __m512 {
     _mm512_dpbf16_ps(sum, pairs(value), pairs(line))
 }
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512vnni")]
-fn multiply_fours(sum: __m512i, value: __m512i, line: __m512i) -> __m512i {
+pub(super) fn multiply_fours(sum: __m512i, value: __m512i, line: __m512i) -> __m512i {
     _mm512_dpbusd_epi32(sum, value, line)
 }
 

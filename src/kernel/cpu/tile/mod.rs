@@ -16,6 +16,8 @@
 //! | int8 | `u8·s8` into i32, started at `−128·Σ b` | `sum·(row scale·column scale) + bias` |
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -40,7 +42,7 @@ pub(super) const LINE: usize = PANEL * STEP;
 /// Where a tile reads and writes. Everything but `c` is read only.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Tile {
-    /// First row of A, its columns in groups of [`STEP`] bytes.
+    /// First row of A, its columns in groups of [`STEP`] bytes. [`READ_ROWS`] rows can be read, however few count.
     pub(super) a: *const u8,
     /// Bytes from one row of A to the next.
     pub(super) a_stride: usize,
@@ -82,10 +84,49 @@ impl Scales {
     pub(super) const NONE: Self = Self { rows: std::ptr::null(), columns: std::ptr::null(), start: std::ptr::null() };
 }
 
+/// Rows of the largest tile of all.
+pub(super) const MAX_ROWS: usize = 32;
+
+/// Rows of A that are read from wherever a product begins, needed or not.
+pub(super) const READ_ROWS: usize = 16;
+
+/// Steps of k that an instruction set takes at once in a format: others are slower, never wrong.
+pub(super) const fn steps_at_once(isa: Isa, precision: Precision) -> usize {
+    match (isa, precision) {
+        (Isa::Amx, Precision::Bf16 | Precision::Int8) => 16,
+        _ => 1,
+    }
+}
+
+/// What a thread must hold while it computes tiles: the registers of AMX.
+#[derive(Debug)]
+pub(super) struct Registers {
+    #[cfg(target_arch = "x86_64")]
+    _amx: Option<amx::Registers>,
+}
+
+impl Registers {
+    pub(super) fn of(isa: Isa) -> Self {
+        let _ = isa;
+        Self {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: this level is only chosen after `is_supported` returned true.
+            _amx: (isa == Isa::Amx).then(|| unsafe { amx::Registers::configure() }),
+        }
+    }
+}
+
+/// Whether this process may use AMX.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn amx_is_granted() -> bool {
+    amx::is_granted()
+}
+
 /// The largest tile of an instruction set, in rows and panels.
 pub(super) const fn largest(isa: Isa, precision: Precision) -> (usize, usize) {
     match (isa, precision) {
-        (Isa::Avx512, _) => (8, GROUP),
+        (Isa::Amx, Precision::Bf16 | Precision::Int8) => (32, GROUP),
+        (Isa::Avx512 | Isa::Amx, _) => (8, GROUP),
         (Isa::Avx2, Precision::F32) => (6, 1),
         (Isa::Neon, _) => (5, 1),
         (Isa::Avx2 | Isa::Portable, _) => (4, 1),
@@ -95,7 +136,7 @@ pub(super) const fn largest(isa: Isa, precision: Precision) -> (usize, usize) {
 /// Computes one tile.
 ///
 /// # Safety
-/// The instruction set is there. `rows` and `panels` are at least 1 and at most [`largest`]. All rows of A and C, all
+/// The instruction set is there, and the thread holds [`Registers`]. `rows` and `panels` are at least 1 and at most [`largest`]. All rows of A and C, all
 /// panels of B and every vector named in `tile` that is not null can be read (C: written) over the whole tile; no other
 /// thread touches that part of C.
 pub(super) unsafe fn run(isa: Isa, precision: Precision, (rows, panels): (usize, usize), tile: &Tile) {
@@ -103,7 +144,10 @@ pub(super) unsafe fn run(isa: Isa, precision: Precision, (rows, panels): (usize,
     match (isa, precision) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: passed on from the caller.
-        (Isa::Avx512, _) => unsafe { avx512::run(precision, (rows, panels), tile) },
+        (Isa::Amx, Precision::Bf16 | Precision::Int8) => unsafe { amx::run(precision, (rows, panels), tile) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        (Isa::Avx512 | Isa::Amx, _) => unsafe { avx512::run(precision, (rows, panels), tile) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         (Isa::Avx2, Precision::F32) => unsafe { avx2::run(rows, tile) },
