@@ -1,6 +1,9 @@
 //! Forward passes of a real model beside candle-transformers' own BertModel on the same weights and token ids, in
 //! turn, in one process, in every number format: `cargo bench --bench compute -- forward`.
 //!
+//! Ours take turns, then candle's: its idle threads go on looking for work, on the cores of whoever comes next. So a
+//! process runs one workload when ours must be measured undisturbed (`EMBEDSERVE_BENCH_WORKLOAD`).
+//!
 //! The model is the default one, obtained as the server would; `EMBEDSERVE_BENCH_MODEL=DIR` names another folder.
 //! candle-transformers gets both of its uses: rows sorted by length and padded in batches of 32, and one row at a
 //! time without padding. Rates count real tokens. Each line is one JSON object.
@@ -63,15 +66,15 @@ pub fn run() {
         let tokens: usize = rows.iter().map(Vec::len).sum();
         let flops: f64 = rows.iter().map(|row| (row.len() * (linear + attention * row.len())) as f64).sum();
         let mut engines: Vec<(&str, Precision)> = models.iter().map(|(precision, _)| (OURS, *precision)).collect();
-        let mut padded = || padded(&candle, &rows);
-        let mut single = || rows.iter().for_each(|row| candle_batch(&candle, &[row]));
         let mut ours: Vec<_> = models.iter_mut().map(|(_, model)| || packed(model.encoder.as_mut(), &rows)).collect();
         let mut contenders: Vec<&mut dyn FnMut()> = ours.iter_mut().map(|run| run as &mut dyn FnMut()).collect();
+        let mut times = in_turn(rounds(), &mut contenders);
         if engines.iter().any(|(_, precision)| *precision == Precision::F32) {
             engines.extend([("candle padded", Precision::F32), ("candle unpadded", Precision::F32)]);
-            contenders.extend([&mut padded as &mut dyn FnMut(), &mut single]);
+            let mut padded = || padded(&candle, &rows);
+            let mut single = || rows.iter().for_each(|row| candle_batch(&candle, &[row]));
+            times.extend(in_turn(rounds(), &mut [&mut padded as &mut dyn FnMut(), &mut single]));
         }
-        let times = in_turn(rounds(), &mut contenders);
         let medians: Vec<f64> = times.iter().map(|times| median(times).as_secs_f64()).collect();
         for ((engine, precision), seconds) in engines.into_iter().zip(&medians) {
             // Processors that multiply bf16 or int8 do two or four for every f32.

@@ -13,8 +13,8 @@ use rayon::ThreadPool;
 
 use super::Isa;
 use super::rows::Rows;
-use super::tile::Registers;
 use super::team::{Barrier, BreakOnPanic, Team};
+use super::tile::Registers;
 use super::worker::{ROWS_WORTH_SHARING, Scratch, TileMemory, Tokens, Widths, Worker};
 
 /// Tokens of one tile: more gain no speed, and cost memory.
@@ -90,7 +90,7 @@ pub fn forward(
     let (together, alone) = (gather(&plan.together), gather(&plan.alone));
     memory.threads.resize_with(n_threads.max(memory.threads.len()), Mutex::default);
     let longest = together.iter().map(|tile| tile.ids.len()).max();
-    let shared = longest.map(|n_rows| memory.together.rows(widths, n_rows, n_threads));
+    let shared = longest.map(|n_rows| memory.together.rows(isa, widths, n_rows, n_threads));
     let (barrier, alone_barrier, next) = (Barrier::default(), Barrier::default(), AtomicUsize::new(0));
     let threads = &memory.threads;
     let run = |mut worker: Worker<'_>, tile: &Gathered| {
@@ -111,7 +111,7 @@ pub fn forward(
         }
         let team = Team { index: 0, size: 1, barrier: &alone_barrier };
         while let Some(tile) = alone.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let rows = own_tile.rows(widths, tile.ids.len(), 1);
+            let rows = own_tile.rows(isa, widths, tile.ids.len(), 1);
             run(Worker::new(isa, team, tile.tokens(), rows, scratch), tile);
         }
     };

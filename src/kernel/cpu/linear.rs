@@ -4,13 +4,15 @@
 use std::ops::Range;
 
 use super::Isa;
-use super::matrix::{PackedMatrix, group_size};
+use super::matrix::{MatrixView, PackedMatrix, group_size};
 use super::norm::{Norm, normalise_row};
 use super::pages::{Pages, Plain};
-use super::product::{Epilogue, Operand, ROW_CHUNK, product};
+#[cfg(target_arch = "x86_64")]
+use super::parts::{self, PartsScratch};
+use super::product::{Epilogue, Operand, even_parts, k_chunk, product, row_chunk};
 use super::quantise::{block_size, narrow, quantise, rotate};
 use super::rows::{Rows, padded};
-use super::tile::{Registers, STEP};
+use super::tile::{LINE, Registers, STEP};
 use crate::kernel::{Activation, Precision};
 
 /// One thread's room for a chunk of inputs, kept from product to product.
@@ -21,6 +23,8 @@ pub(super) struct InputScratch {
     bytes: Growing<u8>,
     scales: Vec<f32>,
     rotated: Vec<f32>,
+    #[cfg(target_arch = "x86_64")]
+    parts: PartsScratch,
 }
 
 /// A buffer that grows and never shrinks.
@@ -65,53 +69,90 @@ pub(super) unsafe fn linear(
     scratch: &mut InputScratch,
 ) {
     let view = weight.view();
-    for first in rows.clone().step_by(ROW_CHUNK) {
-        let chunk = first..rows.end.min(first + ROW_CHUNK);
-        // SAFETY: passed on from the caller.
-        let operand = unsafe { prepare(isa, (input, chunk.clone()), weight, scratch) };
+    for chunk in even_parts(rows, row_chunk(isa)) {
+        let (first, n_rows) = (chunk.start, chunk.len());
         let out = out.at(first, 0);
-        // SAFETY: as above; the operand holds exactly the rows of the chunk.
-        unsafe { product(isa, (operand, chunk.len()), &view, groups.clone(), (out, epilogue)) };
+        // SAFETY: passed on from the caller.
+        let source = unsafe { normalised(isa, (input, chunk), weight.k(), &mut scratch.normed) };
+        #[cfg(target_arch = "x86_64")]
+        if isa == Isa::Amx && weight.precision() == Precision::F32 {
+            // SAFETY: as above.
+            unsafe {
+                parts::product((source, n_rows), &view, groups.clone(), (out, epilogue), &mut scratch.parts);
+            }
+            continue;
+        }
+        let k_chunk = k_chunk(isa, weight.precision()).min(weight.k()).max(1);
+        for first in (0..weight.k()).step_by(k_chunk) {
+            let values = first..weight.k().min(first + k_chunk);
+            let (view, epilogue) = part_of_k(&view, values.clone(), epilogue);
+            let columns = source.at(0, first);
+            // SAFETY: passed on from the caller.
+            let operand = unsafe { prepare((isa, view.precision), (columns, n_rows), values.len(), scratch) };
+            // SAFETY: as above; the operand holds exactly the rows of the chunk.
+            unsafe { product(isa, (operand, n_rows), &view, groups.clone(), (out, epilogue)) };
+        }
     }
 }
 
-/// At most [`ROW_CHUNK`] rows, normalised and in the format of the weight.
+/// The product of these values of k alone: the first brings the bias, the others are added, the last activates.
+fn part_of_k(view: &MatrixView, values: Range<usize>, epilogue: Epilogue) -> (MatrixView, Epilogue) {
+    let group = group_size(view.precision);
+    let is_last = values.end.div_ceil(group) == view.steps;
+    let part = MatrixView {
+        panels: view.panels.wrapping_add(values.start / group * LINE),
+        steps: values.len().div_ceil(group),
+        bias: if values.start == 0 { view.bias } else { std::ptr::null() },
+        ..*view
+    };
+    let activation = if is_last { epilogue.activation } else { Activation::None };
+    (part, Epilogue { activation, add: epilogue.add || values.start > 0 })
+}
+
+/// At most [`row_chunk`] rows, normalised in scratch memory, or where they lie if there is no norm.
 ///
 /// # Safety
-/// The input has these rows of the weight's k values, and no other thread writes them meanwhile.
+/// The input has these rows of k values, and no other thread writes them meanwhile.
+unsafe fn normalised(isa: Isa, (input, rows): (Input<'_>, Range<usize>), k: usize, normed: &mut Growing<f32>) -> Rows {
+    let source = input.rows.at(rows.start, 0);
+    let Some(norm) = input.norm else {
+        return source;
+    };
+    let stride = padded(k);
+    let chunk = Rows::new(normed.at_least(row_chunk(isa) * stride), stride);
+    for row in 0..rows.len() {
+        // SAFETY: the caller promises the input's rows.
+        let from = unsafe { source.row(row, k) };
+        // SAFETY: the scratch belongs to this thread.
+        let to = unsafe { chunk.row_mut(row, k) };
+        to.copy_from_slice(from);
+        normalise_row(isa, to, norm);
+    }
+    chunk
+}
+
+/// At most [`row_chunk`] rows of k values in the format of the weight.
+///
+/// # Safety
+/// The rows are there, and no other thread writes them meanwhile.
 unsafe fn prepare(
-    isa: Isa,
-    (input, rows): (Input<'_>, Range<usize>),
-    weight: &PackedMatrix,
+    (isa, precision): (Isa, Precision),
+    (source, n_rows): (Rows, usize),
+    k: usize,
     scratch: &mut InputScratch,
 ) -> Operand {
-    let k = weight.k();
-    let InputScratch { normed, narrow: pairs, bytes, scales, rotated } = scratch;
-    let mut source = input.rows.at(rows.start, 0);
-    if let Some(norm) = input.norm {
-        let stride = padded(k);
-        let chunk = Rows::new(normed.at_least(ROW_CHUNK * stride), stride);
-        for row in 0..rows.len() {
-            // SAFETY: the caller promises the input's rows.
-            let from = unsafe { source.row(row, k) };
-            // SAFETY: the scratch belongs to this thread.
-            let to = unsafe { chunk.row_mut(row, k) };
-            to.copy_from_slice(from);
-            normalise_row(isa, to, norm);
-        }
-        source = chunk;
-    }
+    let InputScratch { narrow: pairs, bytes, scales, rotated, .. } = scratch;
     // SAFETY: the caller promises the input's rows; the scratch is not written again before the product.
-    let values = (0..rows.len()).map(|row| unsafe { source.row(row, k) });
-    let stride = padded(k.div_ceil(group_size(weight.precision()))) * STEP;
-    match weight.precision() {
+    let values = (0..n_rows).map(|row| unsafe { source.row(row, k) });
+    let stride = padded(k.div_ceil(group_size(precision))) * STEP;
+    match precision {
         Precision::F32 => Operand {
             start: source.as_ptr().cast_const().cast(),
             stride: source.stride() * size_of::<f32>(),
             scales: std::ptr::null(),
         },
         Precision::Bf16 => {
-            let pairs = pairs.at_least(ROW_CHUNK * stride / size_of::<u16>());
+            let pairs = pairs.at_least(row_chunk(isa) * stride / size_of::<u16>());
             for (row, to) in values.zip(pairs.chunks_exact_mut(stride / size_of::<u16>())) {
                 narrow(isa, row, to);
                 // The other half of the last group meets a weight of zero, and must not be a NaN from before.
@@ -122,7 +163,7 @@ unsafe fn prepare(
             Operand { start: pairs.as_ptr().cast(), stride, scales: std::ptr::null() }
         }
         Precision::Int8 => {
-            let bytes = bytes.at_least(ROW_CHUNK * stride);
+            let bytes = bytes.at_least(row_chunk(isa) * stride);
             scales.clear();
             for (row, to) in values.zip(bytes.chunks_exact_mut(stride)) {
                 rotated.clear();

@@ -20,6 +20,8 @@ pub mod linear;
 pub mod matrix;
 pub mod norm;
 pub mod pages;
+#[cfg(target_arch = "x86_64")]
+mod parts;
 pub mod position;
 mod product;
 mod quantise;

@@ -1,6 +1,6 @@
 //! Matrix products in cache: rows of one operand by a range of columns of a packed weight, tile by tile.
 //!
-//! **Order.** Chunks of rows, inside them groups of three panels, inside them blocks of up to 8 rows. A group of a
+//! **Order.** Chunks of rows ([`row_chunk`]), inside them groups of three panels, inside them blocks of up to 8 rows. A group of a
 //! 768-wide f32 weight has 147 KB: it stays in the second-level cache while the rows of the chunk pass over it, and the
 //! group after it is fetched there meanwhile, so that a weight that streams from memory costs no waiting.
 
@@ -10,10 +10,34 @@ use super::Isa;
 use super::activation::{Activation, activate_rows};
 use super::matrix::MatrixView;
 use super::rows::Rows;
-use super::tile::{self, GROUP, LINE, MAX_ROWS, PANEL, Scales, Tile, UNROLL};
+use super::tile::{self, GROUP, LINE, MAX_ROWS, PANEL, Scales, Tile, UNROLL, panels_at_once};
+use crate::kernel::Precision;
 
-/// Rows that pass over one group of panels before the next: their inputs fit the second-level cache beside it.
-pub(super) const ROW_CHUNK: usize = 128;
+/// Rows that pass over one group of panels before the next: their inputs fit the second-level cache beside it. AMX
+/// multiplies so fast that fetching the panels from behind that cache takes as long as 100 rows, so they serve more.
+pub(super) const fn row_chunk(isa: Isa) -> usize {
+    match isa {
+        Isa::Amx => 384,
+        _ => 128,
+    }
+}
+
+/// Values of k of a chunk of rows in a format, where it must be cut to fit: what comes after is added to C. The borders are
+/// the same for every row, and so are its bits.
+pub(super) const fn k_chunk(isa: Isa, precision: Precision) -> usize {
+    match (isa, precision) {
+        (Isa::Amx, Precision::Bf16) => 1536,
+        _ => usize::MAX,
+    }
+}
+
+/// Cuts a range into as few parts as possible of at most `at_most`, all of about the same size: a last one of few rows would
+/// fetch as much as the others.
+pub(super) fn even_parts(range: Range<usize>, at_most: usize) -> impl Iterator<Item = Range<usize>> {
+    let n = range.len().div_ceil(at_most);
+    let border = move |index: usize| range.start + range.len() * index / n.max(1);
+    (0..n).map(move |index| border(index)..border(index + 1))
+}
 
 /// Rows in the format of the weight; at least [`tile::READ_ROWS`] of them can be read, however few count.
 #[derive(Debug, Clone, Copy)]
@@ -45,50 +69,50 @@ pub(super) unsafe fn product(
     groups: Range<usize>,
     (out, epilogue): (Rows, Epilogue),
 ) {
-    for first in (0..n_rows).step_by(ROW_CHUNK) {
-        let rows = first..n_rows.min(first + ROW_CHUNK);
-        for group in groups.clone() {
-            // What is needed next: the next group, or the first one again for the next rows.
-            let next = if group + 1 < groups.end { group + 1 } else { groups.start };
-            // SAFETY: passed on from the caller.
-            unsafe { group_product(isa, (operand, rows.clone()), weight, (group, next), (out, epilogue)) };
-        }
+    let n_panels = weight.n.div_ceil(PANEL);
+    let at_once = panels_at_once(isa, weight.precision);
+    let first = groups.start * GROUP;
+    let end = n_panels.min(groups.end * GROUP);
+    for panel in (first..end).step_by(at_once) {
+        let panels = panel..end.min(panel + at_once);
+        // What is needed next: the next panels, or the first ones again for the next rows.
+        let next = if panels.end < end { panels.end } else { first };
+        // SAFETY: passed on from the caller.
+        unsafe { panels_product(isa, (operand, n_rows), weight, (panels, next), (out, epilogue)) };
     }
 }
 
-/// As [`product`] for one group and at most [`ROW_CHUNK`] rows.
-unsafe fn group_product(
+/// As [`product`] for a few panels; `next` is the first of those that come after.
+unsafe fn panels_product(
     isa: Isa,
-    (operand, rows): (Operand, Range<usize>),
+    (operand, n_rows): (Operand, usize),
     weight: &MatrixView,
-    (group, next): (usize, usize),
+    (all, next): (Range<usize>, usize),
     (out, epilogue): (Rows, Epilogue),
 ) {
     let (max_rows, max_panels) = tile::largest(isa, weight.precision);
-    let group_panels = GROUP.min(weight.n.div_ceil(PANEL) - group * GROUP);
-    let n_blocks = rows.len().div_ceil(max_rows);
+    let n_blocks = n_rows.div_ceil(max_rows);
     // Blocks of equal size, give or take one row: a last block of a single row would cost as much as one of four.
-    let (least, one_more) = (rows.len() / n_blocks, rows.len() % n_blocks);
-    // Together, the blocks fetch the next group once.
-    let prefetch_lines = (UNROLL * GROUP).div_ceil(n_blocks);
+    let (least, one_more) = (n_rows / n_blocks, n_rows % n_blocks);
+    // Together, the blocks fetch the next panels once.
+    let prefetch_lines = (UNROLL * all.len()).div_ceil(n_blocks);
     let fetched = weight.steps / UNROLL * prefetch_lines * LINE;
-    let fetch_from = weight.panels.wrapping_add(next * GROUP * weight.panel_stride);
-    for first in (0..group_panels).step_by(max_panels) {
-        let panel = group * GROUP + first;
-        let panels = max_panels.min(group_panels - first);
+    let fetch_from = weight.panels.wrapping_add(next * weight.panel_stride);
+    for panel in all.clone().step_by(max_panels) {
+        let panels = max_panels.min(all.end - panel);
         let n_columns = (panels * PANEL).min(weight.n - panel * PANEL);
         let mut tile = Tile {
-            a: operand.start.wrapping_add(rows.start * operand.stride),
+            a: operand.start,
             a_stride: operand.stride,
             b: weight.panels.wrapping_add(panel * weight.panel_stride),
             panel_stride: weight.panel_stride,
             steps: weight.steps,
-            c: out.at(rows.start, panel * PANEL).as_ptr(),
+            c: out.at(0, panel * PANEL).as_ptr(),
             c_stride: out.stride(),
             bias: offset(weight.bias, panel * PANEL),
             add: epilogue.add,
             scales: Scales {
-                rows: offset(operand.scales, rows.start),
+                rows: operand.scales,
                 columns: offset(weight.scales.columns, panel * PANEL),
                 start: offset(weight.scales.start, panel * PANEL),
             },
@@ -101,8 +125,10 @@ unsafe fn group_product(
                 // SAFETY: the tile lies inside the product that the caller promises.
                 unsafe { tile::run(isa, weight.precision, (n_rows, panels), &tile) };
             } else {
+                // SAFETY: as above.
+                let multiply = |tile: &Tile| unsafe { tile::run(isa, weight.precision, (n_rows, panels), tile) };
                 // SAFETY: as above, and its columns end at n.
-                unsafe { cut_tile(isa, weight, (n_rows, panels, n_columns), tile) };
+                unsafe { cut_tile((n_rows, n_columns), tile, multiply) };
             }
             tile.a = tile.a.wrapping_add(n_rows * tile.a_stride);
             tile.c = tile.c.wrapping_add(n_rows * tile.c_stride);
@@ -111,26 +137,27 @@ unsafe fn group_product(
         }
     }
     if epilogue.activation != Activation::None {
-        let first_column = group * GROUP * PANEL;
-        let n_columns = (group_panels * PANEL).min(weight.n - first_column);
-        let written = (out.at(rows.start, first_column), rows.len());
+        let first_column = all.start * PANEL;
+        let n_columns = (all.len() * PANEL).min(weight.n - first_column);
+        let written = (out.at(0, first_column), n_rows);
         // SAFETY: the rectangle that was just written.
         unsafe { activate_rows(isa, epilogue.activation, written, n_columns) };
     }
 }
 
 /// The address `count` values further on, or null for null.
-const fn offset<T>(start: *const T, count: usize) -> *const T {
+pub(super) const fn offset<T>(start: *const T, count: usize) -> *const T {
     if start.is_null() { start } else { start.wrapping_add(count) }
 }
 
 /// A tile of which the last columns are past n: computed aside, and what counts copied.
-unsafe fn cut_tile(isa: Isa, weight: &MatrixView, (n_rows, panels, n_columns): (usize, usize, usize), tile: Tile) {
+///
+/// # Safety
+/// `multiply` computes a tile of `n_rows` rows, the caller promises `n_columns` columns of C.
+pub(super) unsafe fn cut_tile((n_rows, n_columns): (usize, usize), tile: Tile, multiply: impl FnOnce(&Tile)) {
     const WIDTH: usize = GROUP * PANEL;
     let mut aside = [0.0_f32; MAX_ROWS * WIDTH];
-    let out = Tile { c: aside.as_mut_ptr(), c_stride: WIDTH, add: false, ..tile };
-    // SAFETY: passed on from the caller; the result goes to a buffer large enough for every tile.
-    unsafe { tile::run(isa, weight.precision, (n_rows, panels), &out) };
+    multiply(&Tile { c: aside.as_mut_ptr(), c_stride: WIDTH, add: false, ..tile });
     for (row, values) in aside.chunks_exact(WIDTH).take(n_rows).enumerate() {
         let start = tile.c.wrapping_add(row * tile.c_stride);
         // SAFETY: the caller promises the columns up to n.

@@ -13,7 +13,7 @@ use super::attention::{AttentionScratch, QueryKeyValue, attend};
 use super::embed::{Tables, embed_row};
 use super::linear::{Growing, Input, InputScratch, linear};
 use super::norm::{Norm, normalise_row};
-use super::product::{Epilogue, ROW_CHUNK};
+use super::product::{Epilogue, even_parts, row_chunk};
 use super::rows::{Rows, padded};
 use super::team::Team;
 use crate::kernel::{Activation, FeedForward, SelfAttention};
@@ -70,7 +70,7 @@ pub(super) struct TileRows {
 
 impl TileMemory {
     /// Room for `n_rows` tokens and a team of `n_members`.
-    pub(super) fn rows(&mut self, widths: Widths, n_rows: usize, n_members: usize) -> TileRows {
+    pub(super) fn rows(&mut self, isa: Isa, widths: Widths, n_rows: usize, n_members: usize) -> TileRows {
         let rows = |buffer: &mut Growing<f32>, n_rows: usize, width: usize| {
             let stride = padded(width);
             Rows::new(buffer.at_least(n_rows * stride), stride)
@@ -78,7 +78,7 @@ impl TileMemory {
         TileRows {
             hidden: rows(&mut self.hidden, n_rows, widths.hidden),
             qkv: rows(&mut self.qkv, n_rows, 3 * widths.inner),
-            middle: rows(&mut self.middle, n_members * ROW_CHUNK, widths.middle),
+            middle: rows(&mut self.middle, n_members * row_chunk(isa), widths.middle),
         }
     }
 }
@@ -167,8 +167,7 @@ impl<'a> Worker<'a> {
         if self.by_rows() {
             // A chunk at a time, so that the wide middle stays in cache.
             let own = self.own_rows();
-            for first in own.clone().step_by(middle_rows(block.up.weight.n())) {
-                let rows = first..own.end.min(first + middle_rows(block.up.weight.n()));
+            for rows in even_parts(own, middle_rows(self.isa, block.up.weight.n())) {
                 self.feed_forward_rows(block, norms.before, rows);
             }
             self.finish_block(norms.after);
@@ -193,7 +192,7 @@ impl<'a> Worker<'a> {
     fn feed_forward_rows(&mut self, block: &FeedForward, norm: Option<&Norm>, rows: Range<usize>) {
         let (isa, n) = (self.isa, rows.len());
         let hidden = self.rows.hidden.at(rows.start, 0);
-        let middle = self.rows.middle.at(self.team.index * ROW_CHUNK, 0);
+        let middle = self.rows.middle.at(self.team.index * row_chunk(isa), 0);
         let scratch = &mut self.scratch.input;
         let epilogue = Epilogue { activation: block.up.activation, add: false };
         let (up, down) = (&*block.up.weight, &*block.down.weight);
@@ -258,7 +257,11 @@ impl<'a> Worker<'a> {
     }
 }
 
-/// Rows of a chunk of the feed-forward network with a middle of this width.
-fn middle_rows(width: usize) -> usize {
-    (MIDDLE_BYTES / size_of::<f32>() / width.max(1) / ROW_UNIT * ROW_UNIT).clamp(4 * ROW_UNIT, ROW_CHUNK)
+/// Rows of a chunk of the feed-forward network with a middle of this width. On AMX what is computed between two passes
+/// over the weights must be more than the caches hold.
+fn middle_rows(isa: Isa, width: usize) -> usize {
+    if isa == Isa::Amx {
+        return row_chunk(isa);
+    }
+    (MIDDLE_BYTES / size_of::<f32>() / width.max(1) / ROW_UNIT * ROW_UNIT).clamp(4 * ROW_UNIT, row_chunk(isa))
 }

@@ -16,7 +16,7 @@
 //! | int8 | `u8·s8` into i32, started at `−128·Σ b` | `sum·(row scale·column scale) + bias` |
 
 #[cfg(target_arch = "x86_64")]
-mod amx;
+pub(super) mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -87,8 +87,20 @@ impl Scales {
 /// Rows of the largest tile of all.
 pub(super) const MAX_ROWS: usize = 32;
 
+/// Panels of a tile of AMX. Two by two tile registers of sums need as many loads as products, two by three fewer; but those
+/// leave one register for each operand, and loads would wait for the product before.
+pub(super) const MAX_PANELS: usize = 2;
+
 /// Rows of A that are read from wherever a product begins, needed or not.
 pub(super) const READ_ROWS: usize = 16;
+
+/// Panels that the rows of a product pass over before the next: a group, or what a tile of AMX takes.
+pub(super) const fn panels_at_once(isa: Isa, precision: Precision) -> usize {
+    match (isa, precision) {
+        (Isa::Amx, Precision::Bf16 | Precision::Int8) => MAX_PANELS,
+        _ => GROUP,
+    }
+}
 
 /// Steps of k that an instruction set takes at once in a format: others are slower, never wrong.
 pub(super) const fn steps_at_once(isa: Isa, precision: Precision) -> usize {
@@ -125,7 +137,7 @@ pub(super) fn amx_is_granted() -> bool {
 /// The largest tile of an instruction set, in rows and panels.
 pub(super) const fn largest(isa: Isa, precision: Precision) -> (usize, usize) {
     match (isa, precision) {
-        (Isa::Amx, Precision::Bf16 | Precision::Int8) => (32, GROUP),
+        (Isa::Amx, Precision::Bf16 | Precision::Int8) => (MAX_ROWS, MAX_PANELS),
         (Isa::Avx512 | Isa::Amx, _) => (8, GROUP),
         (Isa::Avx2, Precision::F32) => (6, 1),
         (Isa::Neon, _) => (5, 1),
