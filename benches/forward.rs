@@ -77,13 +77,9 @@ pub fn run() {
         }
         let medians: Vec<f64> = times.iter().map(|times| median(times).as_secs_f64()).collect();
         for ((engine, precision), seconds) in engines.into_iter().zip(&medians) {
-            // Processors that multiply bf16 or int8 do two or four for every f32.
-            let peak = peak
-                * f64::from(match precision {
-                    Precision::F32 => 1_u8,
-                    Precision::Bf16 => 2,
-                    Precision::Int8 => 4,
-                });
+            // candle multiplies f32 on the vector units.
+            let isa = if engine == OURS { Isa::detect() } else { Isa::detect().min(Isa::Avx512) };
+            let peak = peak * Compute { isa, precision }.roof_over_f32();
             let figures = json!({
                 "workload": name, "engine": engine, "precision": precision.name(), "tokens": tokens,
                 "tokens_per_s": (tokens as f64 / seconds).round(),

@@ -12,7 +12,10 @@ const ROUNDS: usize = 7;
 pub fn run() {
     let isa = Isa::detect();
     let peak = peak_flops(1);
-    println!("one core, f32 peak {:.0} GFLOP/s; bf16 in percent of twice, int8 of four times as much", peak / 1e9);
+    let roof = |precision| peak * Compute { isa, precision }.roof_over_f32();
+    let [f32_roof, bf16_roof, int8_roof] = Precision::ALL.map(|precision| roof(precision) / 1e9);
+    println!("one core, {isa}, f32 on vector units {:.0} GFLOP/s", peak / 1e9);
+    println!("percent of the roof: f32 {f32_roof:.0}, bf16 {bf16_roof:.0}, int8 {int8_roof:.0} GFLOP/s");
     println!("{:>6} {:>6} {:>6} {:>22} {:>22} {:>22} {:>10}", "rows", "in", "out", "f32", "bf16", "int8", "candle");
     let mut random = Random::new(1);
     for (k, n) in [(384, 1152), (384, 1536), (1536, 384), (768, 2304), (768, 3072), (3072, 768)] {
@@ -48,12 +51,7 @@ pub fn run() {
                 };
                 // Some weights are kept wider than asked for.
                 let held = packed[index].precision();
-                let factor = match held {
-                    Precision::F32 => 1.0,
-                    Precision::Bf16 => 2.0,
-                    Precision::Int8 => 4.0,
-                };
-                let percent = 100.0 * rate(index) / (factor * peak);
+                let percent = 100.0 * rate(index) / roof(held);
                 print!(" {:>8.0} G {percent:>4.0}% {:>5}", rate(index) / 1e9, held.name());
             }
             println!(" {:>8.0} G", rate(precisions.len()) / 1e9);

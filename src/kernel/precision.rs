@@ -125,6 +125,20 @@ impl Compute {
         self.check_on(processor_has)
     }
 
+    /// How many multiply-adds this instruction set does in the time of one in f32 on the vector units, which is what
+    /// [`super::cpu::roofline`] measures: the roof of a format in units of that one. AMX multiplies sixteen times as many
+    /// bf16 as AVX-512 multiplies f32, and an f32 takes six of them.
+    pub fn roof_over_f32(self) -> f64 {
+        match (self.isa, self.precision) {
+            (Isa::Amx, Precision::F32) => 16.0 / 6.0,
+            (Isa::Amx, Precision::Bf16) => 16.0,
+            (Isa::Amx, Precision::Int8) => 32.0,
+            (_, Precision::F32) => 1.0,
+            (_, Precision::Bf16) => 2.0,
+            (_, Precision::Int8) => 4.0,
+        }
+    }
+
     /// The formats that this processor can compute on the same instruction set, in the order of [`Precision::ALL`].
     pub fn usable(self) -> Vec<Precision> {
         self.usable_on(processor_has)

@@ -10,10 +10,10 @@ use super::matrix::MatrixView;
 use super::product::{Epilogue, cut_tile, offset, row_chunk};
 use super::rows::Rows;
 use super::tile::amx::parts::{BLOCK, PANEL_BLOCK_LEN, ROW_BLOCK_LEN, Source, run, split_row};
-use super::tile::{GROUP, MAX_PANELS, MAX_ROWS, PANEL, Scales, Tile};
+use super::tile::{GROUP, LINE, MAX_PANELS, MAX_ROWS, PANEL, Scales, Tile};
 use crate::kernel::Activation;
 
-/// Values of k whose parts are held at once, 900 KB of a chunk of rows and 74 KB of panels. What comes
+/// Values of k whose parts are held at once, 750 KB of a chunk of rows and 74 KB of panels. What comes
 /// after is added to C: the same borders for every row, so the same bits.
 const K_CHUNK: usize = 384;
 
@@ -81,8 +81,8 @@ unsafe fn panels_product(
     let n_tiles = n_rows.div_ceil(MAX_ROWS);
     let (least, one_more) = (n_rows / n_tiles, n_rows % n_tiles);
     let source = Source {
-        from: weight.panels.cast::<f32>().wrapping_add((panels.start * weight.steps + chunk.start) * PANEL),
-        panel_stride: weight.steps * PANEL,
+        from: weight.panels.wrapping_add(panels.start * weight.panel_stride + chunk.start * LINE),
+        panel_stride: weight.panel_stride,
         k: chunk.len(),
         keep: n_tiles > 1,
     };

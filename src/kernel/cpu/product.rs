@@ -17,8 +17,8 @@ use crate::kernel::Precision;
 /// multiplies so fast that fetching the panels from behind that cache takes as long as 100 rows, so they serve more.
 pub(super) const fn row_chunk(isa: Isa) -> usize {
     match isa {
-        Isa::Amx => 384,
-        _ => 128,
+        Isa::Amx => 320,
+        Isa::Portable | Isa::Neon | Isa::Avx2 | Isa::Avx512 => 128,
     }
 }
 

@@ -178,7 +178,7 @@ unsafe fn tile_of<const INT8: bool, const TALL: bool, const PANELS: usize>(rows:
     let second_row = if TALL { rows - SIDE } else { 0 };
     // SAFETY: passed on from the caller; the buffer holds 32 rows.
     unsafe { whole_steps::<INT8, TALL, PANELS>(second_row, tile, sums) };
-    if tile.steps % SIDE != 0 {
+    if !tile.steps.is_multiple_of(SIDE) {
         // SAFETY: passed on from the caller; the sums were just stored.
         unsafe { last_steps::<INT8, PANELS>(rows, tile, sums) };
     }

@@ -151,7 +151,7 @@ unsafe fn store<const ROWS: usize, const PANELS: usize>(tile: &Tile, sums: &[[__
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn load(line: *const u8) -> __m512 {
+pub(super) unsafe fn load(line: *const u8) -> __m512 {
     // SAFETY: the caller promises sixteen values.
     unsafe { _mm512_loadu_ps(line.cast()) }
 }

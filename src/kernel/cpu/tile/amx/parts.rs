@@ -22,6 +22,7 @@ use std::arch::x86_64::{
     _mm512_storeu_si512, _mm512_sub_ps,
 };
 
+use super::super::avx512::load;
 use super::{SIDE, Sums, finish, store_sums, zero_sums};
 use crate::kernel::cpu::tile::{LINE, PANEL, STEP, Tile};
 
@@ -45,8 +46,8 @@ pub(in crate::kernel::cpu) const ROW_BLOCK_LEN: usize = PARTS * BLOCK;
 #[derive(Debug, Clone, Copy)]
 pub(in crate::kernel::cpu) struct Source {
     /// The first value of k of the first panel.
-    pub(in crate::kernel::cpu) from: *const f32,
-    /// Values from one panel to the next.
+    pub(in crate::kernel::cpu) from: *const u8,
+    /// Bytes from one panel to the next.
     pub(in crate::kernel::cpu) panel_stride: usize,
     /// Values of k.
     pub(in crate::kernel::cpu) k: usize,
@@ -60,7 +61,7 @@ pub(in crate::kernel::cpu) struct Source {
 /// The lines can be read, and [`PANEL_BLOCK_LEN`] halves written.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn split_panel_block<const WHOLE: bool>((from, lines): (*const f32, usize), to: *mut u16) {
+unsafe fn split_panel_block<const WHOLE: bool>((from, lines): (*const u8, usize), to: *mut u16) {
     // Halves 0 to 15 are the even line's, 16 to 31 the odd one's.
     let order = {
         let mut order = [0; 2 * PANEL];
@@ -73,15 +74,14 @@ unsafe fn split_panel_block<const WHOLE: bool>((from, lines): (*const f32, usize
     let high_halves = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
     for step in 0..SIDE {
         let line = |index: usize| {
-            // SAFETY: the caller promises these lines.
-            if WHOLE || index < lines {
-                unsafe { _mm512_loadu_ps(from.add(index * PANEL)) }
-            } else {
-                _mm512_setzero_ps()
+            if !WHOLE && index >= lines {
+                return _mm512_setzero_ps();
             }
+            // SAFETY: the caller promises these lines.
+            unsafe { load(from.add(index * LINE)) }
         };
         let (mut even, mut odd) = (line(2 * step), line(2 * step + 1));
-        let next = from.wrapping_add((2 * step + FETCH_AHEAD) * PANEL).cast::<i8>();
+        let next = from.wrapping_add((2 * step + FETCH_AHEAD) * LINE).cast::<i8>();
         _mm_prefetch::<_MM_HINT_T0>(next);
         _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(LINE));
         for part in 0..PARTS {
@@ -175,7 +175,7 @@ unsafe fn tile_of<const TALL: bool, const PANELS: usize>(rows: usize, tile: &Til
         if let Some(source) = source {
             let lines = BLOCK.min(source.k - block * BLOCK);
             for panel in 0..PANELS {
-                let from = source.from.wrapping_add(panel * source.panel_stride + block * BLOCK * PANEL);
+                let from = source.from.wrapping_add(panel * source.panel_stride + block * BLOCK * LINE);
                 let to = place(block).wrapping_add(panel * PARTS * PANEL_BYTES).cast_mut().cast();
                 // SAFETY: the caller promises the panels of the source, and the place of B.
                 unsafe {
@@ -243,5 +243,66 @@ unsafe fn multiply_block<const TALL: bool, const PANELS: usize>(
         multiply_part!(2: 0);
         multiply_part!(1: 1 0);
         multiply_part!(0: 2 1 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+    use crate::kernel::cpu::Isa;
+
+    fn value(bits: u16) -> f64 {
+        f64::from(bf16::from_bits(bits).to_f32())
+    }
+
+    /// Zeros have no sign in a sum.
+    fn bits(x: f32) -> u64 {
+        (f64::from(x) + 0.0).to_bits()
+    }
+
+    /// Mantissas of all kinds and exponents from 1e-30 to 1e30.
+    fn values(n: usize) -> Vec<f32> {
+        let exponents = [-100, -37, -12, -3, -1, 0, 1, 2, 9, 40, 99].into_iter().cycle();
+        let mantissa = |i: usize| 1.0 + (i * 7_919_993 % 8_388_608) as f32 / 8_388_608.0;
+        let sign = |i: usize| if i.is_multiple_of(3) { -1.0 } else { 1.0 };
+        (0..n).zip(exponents).map(|(i, exponent)| sign(i) * mantissa(i) * f32::powi(2.0, exponent)).collect()
+    }
+
+    #[test]
+    fn the_parts_of_a_value_sum_up_to_it_exactly() {
+        if !Isa::Amx.is_supported() {
+            return;
+        }
+        let row: Vec<f32> = values(5000).into_iter().chain([0.0, -0.0, 1.0, f32::MAX / 2.0]).collect();
+        let mut parts = vec![7; row.len().div_ceil(BLOCK) * ROW_BLOCK_LEN];
+        // SAFETY: the level was just checked.
+        unsafe { split_row(&row, &mut parts) };
+        for (block, parts) in row.chunks(BLOCK).zip(parts.as_chunks::<ROW_BLOCK_LEN>().0) {
+            for i in 0..BLOCK {
+                let sum: f64 = (0..PARTS).map(|part| value(parts[part * BLOCK + i])).sum();
+                assert_eq!(sum.to_bits(), bits(*block.get(i).unwrap_or(&0.0)));
+            }
+        }
+    }
+
+    #[test]
+    fn panels_are_split_like_rows_and_padded_with_zeros() {
+        if !Isa::Amx.is_supported() {
+            return;
+        }
+        for lines in [1, 2, 17, 31, 32] {
+            let panel = values(lines * PANEL);
+            let mut parts = vec![7; PANEL_BLOCK_LEN];
+            // SAFETY: the level was just checked; a block that is not whole reads no further than its lines.
+            unsafe { split_panel_block::<false>((panel.as_ptr().cast(), lines), parts.as_mut_ptr()) };
+            for (k, column) in (0..BLOCK).flat_map(|k| (0..PANEL).map(move |column| (k, column))) {
+                let place = |part: usize| ((part * SIDE + k / 2) * PANEL + column) * 2 + k % 2;
+                let sum: f64 = (0..PARTS).map(|part| value(parts[place(part)])).sum();
+                let expected = if k < lines { panel[k * PANEL + column] } else { 0.0 };
+                assert_eq!(sum.to_bits(), bits(expected), "{lines} lines, {k}, {column}");
+            }
+        }
     }
 }
