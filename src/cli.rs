@@ -16,6 +16,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 mod bench;
 mod files;
 mod models;
+mod read;
 mod residency;
 
 pub use bench::BenchArgs;

@@ -6,7 +6,7 @@
 //! [`DEVICE_FAILED`].
 //! Stop: SIGTERM or SIGINT makes the server say that it is not ready; after the drain delay it accepts nothing more;
 //! what was accepted finishes within the grace period; then queues close and device threads end. A second signal
-//! ends the process at once.
+//! ends the process at once, unless it is an echo of the first.
 
 mod commands;
 mod keys;
@@ -51,28 +51,27 @@ fn outlive_file_size_limit() -> std::io::Result<()> {
 ///
 /// # Errors
 /// Whatever ended it, with the advice a person needs.
-pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
-    let environment = Environment::of_process();
+pub fn run(cli: Cli, environment: &Environment) -> anyhow::Result<ExitCode> {
     outlive_file_size_limit()?;
     match cli.command {
-        None => serve::run(&cli.serve, &environment),
-        Some(Command::Serve(args)) => serve::run(&args, &environment),
-        Some(Command::Bench(args)) => commands::bench(&args, &cli.serve, &environment),
-        Some(Command::Health(args)) => commands::health(&args, &environment),
+        None => serve::run(&cli.serve, environment),
+        Some(Command::Serve(args)) => serve::run(&args, environment),
+        Some(Command::Bench(args)) => commands::bench(&args, &cli.serve, environment),
+        Some(Command::Health(args)) => commands::health(&args, environment),
         Some(Command::Bundle(command)) => {
-            log::init(&config::log(&cli.serve.logs, &environment));
+            log::init(&config::log(&cli.serve.logs, environment));
             match command {
-                BundleCommand::Export(args) => commands::export(&args, &environment),
-                BundleCommand::Import(args) => commands::import(&args, &environment),
+                BundleCommand::Export(args) => commands::export(&args, environment),
+                BundleCommand::Import(args) => commands::import(&args, environment),
             }
         }
         Some(Command::Models(command)) => {
-            log::init(&config::log(&cli.serve.logs, &environment));
+            log::init(&config::log(&cli.serve.logs, environment));
             match command {
-                ModelsCommand::List(args) => commands::list(&args, &environment),
-                ModelsCommand::Show(args) => commands::show(&args, &cli.serve, &environment),
-                ModelsCommand::Verify(args) => commands::verify(&args, &cli.serve, &environment),
-                ModelsCommand::Pull(args) => commands::pull(&args, &environment),
+                ModelsCommand::List(args) => commands::list(&args, environment),
+                ModelsCommand::Show(args) => commands::show(&args, &cli.serve, environment),
+                ModelsCommand::Verify(args) => commands::verify(&args, &cli.serve, environment),
+                ModelsCommand::Pull(args) => commands::pull(&args, environment),
             }
         }
     }

@@ -21,7 +21,7 @@ use crate::http;
 use crate::http::auth::Keys;
 use crate::http::server::{self, ServeReport, ShutdownSignals, StopServing};
 use crate::load::{Shared, memory};
-use crate::observe::log;
+use crate::observe::log::{self, LogFormat};
 use crate::observe::metrics::Metrics;
 use crate::source::{self, notes::Notes};
 use crate::threads::Threads;
@@ -33,6 +33,11 @@ const RUNTIME_THREADS: usize = 2;
 const INTERRUPT: &str = "SIGINT";
 /// How long a stopping process waits for a load or for a device thread's last batch.
 const THREADS_JOIN: Duration = Duration::from_secs(2);
+
+/// Whoever ends a process group reaches the server twice within milliseconds: as one of the group, and through the
+/// program that started it (`timeout`, foreman, a terminal's Ctrl-C). This soon, a further signal is the same wish, and no
+/// reason to cut off work; a person who presses Ctrl-C once more takes longer, or does it again.
+const SAME_WISH: Duration = Duration::from_millis(500);
 
 /// How long a process whose device failed goes on, so that requests get their refusals.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -78,15 +83,16 @@ fn memory_estimate(config: &Config) -> String {
 }
 
 async fn serve(config: Config) -> anyhow::Result<ExitCode> {
+    // First of all: the first process of a container never hears of a signal that nobody waits for yet.
+    let mut signals = Signals::new()?;
     let host = config.http.host.clone();
     let addresses = config::addresses(&host, config.http.port)?;
     let listener = TcpListener::bind(addresses.as_slice())
         .await
         .with_context(|| format!("cannot listen on {host}:{}", config.http.port))?;
-    let running = start(config, listener)?;
+    let running = start(config, listener).context("cannot start the server")?;
     let hangups = Hangups::new(&running)?;
     announce(&running);
-    let mut signals = Signals::new()?;
     let signal = tokio::select! {
         signal = signals.next() => signal,
         end = running.failed() => match end {
@@ -100,8 +106,9 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
         never = hangups.serve(&running) => match never {},
     };
     tracing::info!(signal, "draining");
-    // Whoever presses Ctrl-C has no balancer that must notice first.
-    let delay = if signal == INTERRUPT { Duration::ZERO } else { running.config.lifecycle.drain_delay };
+    // Whoever presses Ctrl-C has no balancer that must notice first, and what was never ready no balancer has sent to.
+    let unnoticed = signal == INTERRUPT || running.is_starting();
+    let delay = if unnoticed { Duration::ZERO } else { running.config.lifecycle.drain_delay };
     tokio::select! {
         cut = running.stop(delay) => {
             if cut == 0 {
@@ -111,7 +118,7 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
             tracing::warn!(cut, "stopped: the grace period ended before these connections did");
             Ok(ExitCode::FAILURE)
         }
-        signal = signals.next() => {
+        signal = signals.next_wish() => {
             tracing::warn!(signal, "stopped at once by a second signal");
             Ok(ExitCode::FAILURE)
         }
@@ -153,7 +160,8 @@ pub fn start(config: Config, listener: TcpListener) -> anyhow::Result<Running> {
     metrics.build(if cfg!(feature = "cuda") { "cpu,cuda" } else { "cpu" }, config.batch.isa.name());
     metrics.threads("compute", threads.count());
     metrics.threads("tokenize", config.batch.threads);
-    let workers = Workers::beside(config.batch.threads, Arc::clone(threads.computing()), &metrics)?;
+    let workers = Workers::beside(config.batch.threads, Arc::clone(threads.computing()), &metrics)
+        .context("cannot start the threads that tokenise")?;
     let shared = Shared {
         threads,
         workers,
@@ -195,6 +203,11 @@ impl Running {
             Ok(StartOutcome::Done) => Ok(()),
             Ok(StartOutcome::Working) | Err(_) => Err("the loading thread ended".to_owned()),
         }
+    }
+
+    /// Whether the models of the start are still on their way.
+    fn is_starting(&self) -> bool {
+        *self.loading.outcome.borrow() == StartOutcome::Working
     }
 
     /// Waits for a failure that ends the process; never returns while all is well.
@@ -264,12 +277,15 @@ fn announce(running: &Running) {
     }
 }
 
-/// A line to copy into a terminal.
+/// For people, a line to copy into a terminal too.
 fn ready_line(running: &Running) {
     let config = &running.config;
     let key = if config.http.api_keys.is_empty() { "" } else { " -H 'Authorization: Bearer YOUR_KEY'" };
     let model = config.names.models().get(config.names.default_index()).map(|model| model.id.as_str());
     tracing::info!("ready");
+    if config.log_format == LogFormat::Json {
+        return;
+    }
     let _ = writeln!(
         std::io::stderr(),
         "\nTry it:\n  curl http://{}/v1/embeddings{key} -H 'Content-Type: application/json' \\\n    -d '{{\"model\": \"{}\", \"input\": \"hello world\"}}'\n",
@@ -307,5 +323,18 @@ impl Signals {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => INTERRUPT,
         }
+    }
+
+    /// The next signal that is not an echo of the one that has just come.
+    async fn next_wish(&mut self) -> &'static str {
+        let echoes = async {
+            loop {
+                let signal = self.next().await;
+                tracing::info!(signal, "draining already; one more signal stops at once");
+            }
+        };
+        // Never ends by itself, so this is a pause.
+        let _: Result<(), _> = tokio::time::timeout(SAME_WISH, echoes).await;
+        self.next().await
     }
 }

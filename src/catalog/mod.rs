@@ -103,7 +103,7 @@ pub enum SourceSpec {
 pub enum CatalogError {
     #[error("{}", list(.problems))]
     Invalid { problems: Vec<Problem> },
-    #[error("cannot read catalogue {}: {source}", .path.display())]
+    #[error("cannot read catalogue {}", .path.display())]
     Unreadable { path: PathBuf, source: std::io::Error },
     #[error("unknown model: {choice}{}", suggestion(.near))]
     Unknown { choice: String, near: Vec<String> },
@@ -238,7 +238,8 @@ fn list(problems: &[Problem]) -> String {
 
 fn suggestion(near: &[String]) -> String {
     if near.is_empty() {
-        return "; name a catalogue id, a Hub repository as owner/name, or a directory as ./path".to_owned();
+        return "; name one of `embedserve models list`, a Hub repository as owner/name, or a directory as ./path"
+            .to_owned();
     }
     format!("; did you mean {}?", near.join(" or "))
 }

@@ -45,7 +45,7 @@ pub fn source(args: &SourceArgs, environment: &Environment) -> Result<SourceConf
         hub_cache,
         wheel_cache,
         endpoint: endpoint.to_owned(),
-        token: hub_token(args, environment, hf_home.as_deref()),
+        token: hub_token(args, environment, hf_home.as_deref())?,
         offline: args.offline || environment.is_on("HF_HUB_OFFLINE") || environment.is_on("TRANSFORMERS_OFFLINE"),
         stall_timeout: stall_timeout.unwrap_or(Duration::from_mins(1)),
         file_timeout: args.download_timeout,
@@ -59,13 +59,21 @@ pub fn source(args: &SourceArgs, environment: &Environment) -> Result<SourceConf
     })
 }
 
-fn hub_token(args: &SourceArgs, environment: &Environment, hf_home: Option<&Path>) -> Option<Secret> {
+fn hub_token(
+    args: &SourceArgs,
+    environment: &Environment,
+    hf_home: Option<&Path>,
+) -> Result<Option<Secret>, ConfigError> {
     let variables = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_API_TOKEN"];
     let given = args.hf_token.clone().or_else(|| environment.first(&variables).map(str::to_owned));
     let file = || {
         let path = environment.first(&["HF_TOKEN_PATH"]).map(PathBuf::from).or_else(|| Some(hf_home?.join("token")));
         std::fs::read_to_string(path?).ok()
     };
-    let token = given.or_else(file)?.trim().to_owned();
-    (!token.is_empty()).then(|| Secret::new(token))
+    let token = given.or_else(file).unwrap_or_default().trim().to_owned();
+    if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        let reason = "a token is made of visible ASCII characters, without spaces and line breaks".to_owned();
+        return Err(ConfigError::Invalid { flag: "--hf-token", value: "***".to_owned(), reason });
+    }
+    Ok((!token.is_empty()).then(|| Secret::new(token)))
 }

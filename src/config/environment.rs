@@ -22,6 +22,11 @@ impl Environment {
         Self(values.into_iter().collect())
     }
 
+    /// Whether a variable is set, to nothing.
+    pub fn is_blank(&self, name: &str) -> bool {
+        self.0.get(name).is_some_and(String::is_empty)
+    }
+
     /// The first of `names` that is set and not empty.
     pub(super) fn first(&self, names: &[&str]) -> Option<&str> {
         names.iter().filter_map(|name| self.0.get(*name)).map(String::as_str).find(|value| !value.is_empty())

@@ -23,6 +23,7 @@ pub use resolve::{addresses, at_revision, batch, catalogue, in_dtype, is_loopbac
 use self::device::Place;
 use crate::catalog::{CatalogError, Names, SourceSpec};
 use crate::kernel::{Isa, UnsupportedPrecision};
+use crate::observe::log::LogFormat;
 use crate::observe::secret::Secret;
 use crate::request::{Side, TokenArrays};
 
@@ -41,6 +42,8 @@ pub struct Config {
     pub residency: ResidencyConfig,
     pub lifecycle: LifecycleConfig,
     pub source: SourceConfig,
+    /// What standard error is read by: people, or programs that expect one JSON object per line.
+    pub log_format: LogFormat,
 }
 
 /// The wire's limits.

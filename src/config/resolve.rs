@@ -9,7 +9,7 @@ use crate::catalog::id::Revision;
 use crate::catalog::{self, CatalogError, ModelSpec, Names, SourceSpec};
 use crate::cli::{IsaArg, PoolingArg, RequestArgs, ResidencyArgs, ServeArgs, ServerArgs, TokenArraysArg};
 use crate::config::device::place;
-use crate::config::environment::port;
+use crate::config::environment::{log, port};
 use crate::config::{
     ApiKey, BatchConfig, Config, ConfigError, DEFAULT_MODEL, DefaultPrompt, DeviceConfig, Environment, HttpConfig,
     KeySources, LifecycleConfig, RequestConfig, ResidencyConfig, source,
@@ -34,7 +34,8 @@ impl Config {
         let residency = residency(&args.residency)?;
         let lifecycle = LifecycleConfig { drain_delay: args.server.drain_delay, drain_grace: args.server.drain_grace };
         let source = source(&args.source, environment)?;
-        Ok(Self { names, http, keys, requests, batch, residency, lifecycle, source })
+        let log_format = log(&args.logs, environment).format;
+        Ok(Self { names, http, keys, requests, batch, residency, lifecycle, source, log_format })
     }
 }
 
@@ -59,7 +60,7 @@ pub fn requests(args: &ServeArgs) -> Result<RequestConfig, ConfigError> {
         default_prompt: default_prompt(&args.requests),
         max_prompt_bytes: 4096,
         allow_dimensions: args.requests.allow_dimensions,
-        request_timeout: args.requests.request_timeout,
+        request_timeout: positive("--request-timeout", args.requests.request_timeout)?,
     })
 }
 
@@ -74,7 +75,7 @@ pub fn batch(args: &ServeArgs) -> Result<BatchConfig, ConfigError> {
         queue_timeout: args.batching.queue_timeout,
         max_batch_tokens: args.batching.max_batch_tokens,
         max_batch_rows: at_least_one("--max-batch-rows", args.batching.max_batch_rows.unwrap_or(usize::MAX))?,
-        threads: at_least_one("--threads", args.batching.threads.unwrap_or_else(threads::available))?,
+        threads: threads(args.batching.threads.unwrap_or_else(threads::available))?,
         device: device(args)?,
         place: place(&args.models.device)?,
         isa: isa(args.batching.kernel_isa)?,
@@ -82,10 +83,6 @@ pub fn batch(args: &ServeArgs) -> Result<BatchConfig, ConfigError> {
 }
 
 fn device(args: &ServeArgs) -> Result<DeviceConfig, ConfigError> {
-    let positive = |flag, time: Duration| {
-        let reason = "expected a time above zero".to_owned();
-        if time.is_zero() { Err(ConfigError::Invalid { flag, value: "0".to_owned(), reason }) } else { Ok(time) }
-    };
     Ok(DeviceConfig {
         canary_interval: positive("--canary-interval", args.batching.canary_interval)?,
         heartbeat: Duration::from_secs(5),
@@ -107,7 +104,7 @@ fn names(args: &ServeArgs) -> Result<Names, ConfigError> {
     let chosen = if chosen.is_empty() { vec![DEFAULT_MODEL.to_owned()] } else { chosen };
     let mut models = Vec::with_capacity(chosen.len());
     for choice in &chosen {
-        models.push(Arc::new(overrule(catalog::resolve(choice, &catalogue)?, args, chosen.len())?));
+        models.push(Arc::new(overrule(catalog::resolve(choice.trim(), &catalogue)?, args, chosen.len())?));
     }
     let first = models.first().map(|model| model.id.clone()).unwrap_or_default();
     let alias = |text: &String| match text.split_once('=') {
@@ -233,18 +230,29 @@ fn at_least_one(flag: &'static str, value: usize) -> Result<usize, ConfigError> 
     Err(ConfigError::Invalid { flag, value: value.to_string(), reason: "expected 1 or more".to_owned() })
 }
 
+/// No time at all would refuse every request, or end every connection.
+fn positive(flag: &'static str, time: Duration) -> Result<Duration, ConfigError> {
+    let reason = "expected a time above zero".to_owned();
+    if time.is_zero() { Err(ConfigError::Invalid { flag, value: "0".to_owned(), reason }) } else { Ok(time) }
+}
+
+/// More threads than any machine has cores are a slip of the finger, and starting them would take minutes.
+fn threads(n: usize) -> Result<usize, ConfigError> {
+    let n = at_least_one("--threads", n)?;
+    let reason = format!("expected {MAX_THREADS} or less");
+    if n > MAX_THREADS { Err(ConfigError::Invalid { flag: "--threads", value: n.to_string(), reason }) } else { Ok(n) }
+}
+
+const MAX_THREADS: usize = 1024;
+
 fn residency(args: &ResidencyArgs) -> Result<ResidencyConfig, ConfigError> {
-    if args.idle_unload.is_some_and(|time| time.is_zero()) {
-        let reason = "expected a time above zero".to_owned();
-        return Err(ConfigError::Invalid { flag: "--idle-unload", value: "0".to_owned(), reason });
-    }
-    let positive = |value| at_least_one("--max-loaded-models", value);
+    let loaded = |value| at_least_one("--max-loaded-models", value);
     Ok(ResidencyConfig {
         keep_going: args.keep_going,
-        max_models: args.max_loaded_models.map(positive).transpose()?,
+        max_models: args.max_loaded_models.map(loaded).transpose()?,
         max_bytes: args.max_model_memory,
         memory_limit: args.memory_limit,
-        idle_unload: args.idle_unload,
+        idle_unload: args.idle_unload.map(|time| positive("--idle-unload", time)).transpose()?,
         turn: Duration::from_secs(2),
         max_waiting: 1024,
         retry_failed: Duration::from_secs(30),
@@ -286,10 +294,10 @@ fn http(args: &ServerArgs, environment: &Environment, api_keys: Vec<ApiKey>) -> 
         max_header_bytes: args.max_header_bytes,
         max_headers: 100,
         max_connections: at_least_one("--max-connections", args.max_connections)?,
-        header_timeout: args.header_timeout,
+        header_timeout: positive("--header-timeout", args.header_timeout)?,
         idle_timeout: args.idle_timeout,
-        body_timeout: args.body_timeout,
-        write_timeout: args.write_timeout,
+        body_timeout: positive("--body-timeout", args.body_timeout)?,
+        write_timeout: positive("--write-timeout", args.write_timeout)?,
         metrics_public: args.metrics_public,
     })
 }

@@ -66,12 +66,26 @@ fn hugging_face_variables_are_honoured() {
     assert_eq!(source.endpoint, "http://mirror");
     assert_eq!(source.token.unwrap().expose(), "t");
     assert!(resolve(&[], &[("HF_ENDPOINT", "mirror")]).is_err());
+    assert!(resolve(&[], &[("HF_TOKEN", " \n")]).unwrap().source.token.is_none());
+    let shown = resolve(&[], &[("HF_TOKEN", "two\nlines")]).unwrap_err().to_string();
+    assert!(shown.contains("--hf-token") && !shown.contains("two"), "{shown}");
 }
 
 #[test]
 fn what_this_build_cannot_do_is_refused_at_start() {
-    for (flag, value) in [("--device", "cuda:4095"), ("--dtype", "f16"), ("--max-inputs", "0"), ("--model", "bge-huge")]
-    {
+    for (flag, value) in [
+        ("--device", "cuda:4095"),
+        ("--dtype", "f16"),
+        ("--max-inputs", "0"),
+        ("--model", "bge-huge"),
+        ("--threads", "0"),
+        ("--threads", "100000"),
+        ("--request-timeout", "0s"),
+        ("--header-timeout", "0s"),
+        ("--body-timeout", "0s"),
+        ("--write-timeout", "0s"),
+        ("--idle-unload", "0s"),
+    ] {
         assert!(resolve(&[flag, value], &[]).is_err(), "{flag} {value}");
     }
     let several = ["-m", "BAAI/bge-small-en-v1.5", "-m", "BAAI/bge-base-en-v1.5", "--revision", "main"];

@@ -335,8 +335,8 @@ pub fn wire_error(message: &str, code: Option<&str>) -> Vec<u8> {
 }
 
 /// The message of E11.
-pub fn headers_too_large(limit_bytes: usize) -> String {
-    format!("Request headers exceed {limit_bytes} bytes.")
+pub fn headers_too_large(limit_bytes: usize, limit: usize) -> String {
+    format!("Request headers exceed {limit_bytes} bytes, or are more than {limit}.")
 }
 
 // === impl RetryAfter ===

@@ -142,7 +142,8 @@ async fn connection(stream: TcpStream, permit: OwnedSemaphorePermit, shared: Arc
     // Small answers must not wait for more to send.
     let _ = stream.set_nodelay(true);
     let pulse = Pulse::new(config.header_timeout, config.idle_timeout);
-    let limits = StreamLimits { write_timeout: config.write_timeout, max_header_bytes: config.max_header_bytes };
+    let HttpConfig { write_timeout, max_header_bytes, max_headers, .. } = *config;
+    let limits = StreamLimits { write_timeout, max_header_bytes, max_headers };
     let stream = ClientStream::new(stream, Arc::clone(&pulse), limits);
     let router = shared.router.clone();
     let service = {

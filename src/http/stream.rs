@@ -28,6 +28,8 @@ pub struct StreamLimits {
     pub write_timeout: Duration,
     /// For the message of E11.
     pub max_header_bytes: usize,
+    /// As well.
+    pub max_headers: usize,
 }
 
 /// The socket.
@@ -118,7 +120,7 @@ impl Write for ClientStream {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         ready!(self.poll_replacement(context))?;
         if let Some(status) = automatic::status(bytes) {
-            self.replacement = automatic::replacement(status, self.limits.max_header_bytes);
+            self.replacement = automatic::replacement(status, self.limits);
             self.sent = 0;
             self.pulse.linger();
             // hyper's bytes count as sent; ours follow when it flushes.

@@ -48,7 +48,10 @@ pub fn parse(body: &[u8], caps: Caps) -> Result<WireRequest, ApiError> {
     })?;
     let mut object = Object { caps, request: WireRequest::default(), seen: Seen::default(), fault: None };
     let mut json = serde_json::Deserializer::from_str(text);
-    let syntax = |error: serde_json::Error| ApiError::Json { reason: error.to_string() };
+    if text.trim_ascii().is_empty() {
+        return Err(ApiError::Json { reason: "it is empty".to_owned() });
+    }
+    let syntax = |error: serde_json::Error| ApiError::Json { reason: plain(&error) };
     json.deserialize_any(&mut object).map_err(syntax)?;
     json.end().map_err(syntax)?;
     match object.fault {
@@ -56,6 +59,19 @@ pub fn parse(body: &[u8], caps: Caps) -> Result<WireRequest, ApiError> {
         None => Ok(object.request),
     }
 }
+
+/// What the parser says, in words of JSON where it has words of its own.
+fn plain(error: &serde_json::Error) -> String {
+    WORDS.iter().fold(error.to_string(), |text, (word, plain)| text.replacen(word, plain, 1))
+}
+
+/// Each stands at the beginning of a message, and in no other. The first two are what a client gets that cuts texts in the
+/// middle of a character.
+const WORDS: [(&str, &str); 3] = [
+    ("unexpected end of hex escape", "half of a surrogate pair"),
+    ("lone leading surrogate in hex escape", "half of a surrogate pair"),
+    ("invalid type: sequence,", "invalid type: array,"),
+];
 
 /// Line and column, from 1, of what follows `before`.
 fn position(before: &[u8]) -> (usize, usize) {

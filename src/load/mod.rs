@@ -312,7 +312,7 @@ fn limits(
     let max_tokens = match spec.max_tokens {
         Some(value) if value == 0 || value > positions => {
             let reason = format!("expected 1 to {positions}");
-            return Err(LoadError::Setting { field: "max_tokens", value: value.to_string(), reason });
+            return Err(LoadError::Setting { field: "--max-model-len (max_tokens)", value: value.to_string(), reason });
         }
         // A catalogue may lower what the model's own files say, never raise it.
         Some(value) => value.min(own),

@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::io::{self, Write};
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -56,10 +57,30 @@ pub fn init(config: &LogConfig) {
 
 /// The directives that parse, and those that do not.
 fn readable(filter: &str) -> (String, String) {
-    let (good, bad): (Vec<&str>, Vec<&str>) =
-        filter.split(',').filter(|part| !part.trim().is_empty()).partition(|part| EnvFilter::try_new(part).is_ok());
+    let (mut good, mut bad) = (Vec::new(), Vec::new());
+    for part in filter.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+        match directive(part) {
+            Some(directive) => good.push(directive),
+            None => bad.push(part),
+        }
+    }
     let good = if good.is_empty() { "info".to_owned() } else { good.join(",") };
     (good, bad.join(","))
+}
+
+/// One directive as the filter reads it; `None` if it is none. A bare word is a level: the filter would take any other
+/// for the name of a module, and a misspelt level would silence all of them.
+fn directive(part: &str) -> Option<String> {
+    if part.contains(['=', '[', ':']) {
+        return EnvFilter::try_new(part).is_ok().then(|| part.to_owned());
+    }
+    // Other languages' names of levels, as they stand in environments that several programs share.
+    let level = match part.to_ascii_lowercase().as_str() {
+        "warning" => LevelFilter::WARN,
+        "critical" | "fatal" => LevelFilter::ERROR,
+        level => level.parse().ok()?,
+    };
+    Some(level.to_string())
 }
 
 /// Standard error, one event per write.
@@ -126,5 +147,9 @@ mod tests {
         assert_eq!(readable("info,hyper=warn"), ("info,hyper=warn".to_owned(), String::new()));
         assert_eq!(readable("debug,a=b=c"), ("debug".to_owned(), "a=b=c".to_owned()));
         assert_eq!(readable(""), ("info".to_owned(), String::new()));
+        assert_eq!(readable("verbose"), ("info".to_owned(), "verbose".to_owned()));
+        assert_eq!(readable("WARNING, hyper=Debug"), ("warn,hyper=Debug".to_owned(), String::new()));
+        assert_eq!(readable("Fatal"), ("error".to_owned(), String::new()));
+        assert_eq!(readable("off"), ("off".to_owned(), String::new()));
     }
 }

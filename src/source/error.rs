@@ -14,8 +14,17 @@ use crate::catalog::id::{IdError, printable};
 pub enum SourceError {
     #[error("stopped while obtaining model files")]
     Stopped,
-    #[error("no source of {model} yielded its files: {}", list(.attempts))]
-    Unavailable { model: String, attempts: Vec<Attempt> },
+    #[error("no source of {model} yielded its files: {}{}", list(.attempts), if *is_folder_here { meant(.model) } else { String::new() })]
+    Unavailable {
+        model: String,
+        attempts: Vec<Attempt>,
+        /// What was asked for as a repository is a folder, seen from here.
+        is_folder_here: bool,
+    },
+}
+
+fn meant(model: &str) -> String {
+    format!("; for the folder of that name, write ./{model}")
 }
 
 /// One source that was tried.

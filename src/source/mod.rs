@@ -33,7 +33,7 @@ mod repository;
 mod unzip;
 mod wheel;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use indicatif::MultiProgress;
@@ -99,7 +99,9 @@ pub fn obtain(
             }
         }
     }
-    Err(SourceError::Unavailable { model: spec.id.clone(), attempts })
+    let is_only_on_the_hub = spec.sources.iter().all(|source| matches!(source, SourceSpec::Hub { .. }));
+    let is_folder_here = is_only_on_the_hub && Path::new(&spec.id).is_dir();
+    Err(SourceError::Unavailable { model: spec.id.clone(), attempts, is_folder_here })
 }
 
 /// The folder of a model that is complete on this machine, from the first source that has it; nothing is hashed.

@@ -195,7 +195,8 @@ fn drain(pipe: Option<impl Read + Send + 'static>) -> Receiver<Vec<u8>> {
 /// The line that says what went wrong, fit to be shown.
 fn explanation(output: &str, secrets: &[String]) -> String {
     let lines: Vec<&str> = output.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    let error = lines.iter().rev().find(|line| line.starts_with("ERROR")).or(lines.last());
+    // `ERROR: Exception:` is the head of a traceback, whose last line says it.
+    let error = lines.iter().rev().find(|line| line.starts_with("ERROR") && !line.ends_with(':')).or(lines.last());
     let Some(line) = error else { return "it said nothing".to_owned() };
     let mut text = line.to_string();
     for secret in secrets {
@@ -277,6 +278,9 @@ mod tests {
         assert!(shown.starts_with("ERROR: Could not fetch (address)"), "{shown}");
         assert!(!shown.contains("hunter2") && !shown.contains("index.example"), "{shown}");
         assert_eq!(explanation("\n \n", &[]), "it said nothing");
+        let traceback = "ERROR: Exception:\nTraceback (most recent call last):\n  File \"x.py\", line 1\nOSError: [Errno 28] No \
+                         space left on device\n";
+        assert_eq!(explanation(traceback, &[]), "OSError: [Errno 28] No space left on device");
     }
 
     #[test]

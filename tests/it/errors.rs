@@ -201,12 +201,12 @@ async fn what_is_no_json_says_where() {
     let app = TestApp::start().await;
     let bodies: [(&[u8], &str); 9] = [
         (b"{\"model\":", "EOF while parsing a value at line 1 column 9"),
-        (b"", "EOF while parsing a value at line 1 column 0"),
+        (b"", "it is empty"),
         (b"[]", "expected a JSON object at line 1 column 2"),
         (b"\"x\"", "expected a JSON object at line 1 column 3"),
         (b"null", "expected a JSON object at line 1 column 4"),
         (b"{\"input\":\n\"\xc3\x28\"}", "invalid UTF-8 at line 2 column 2"),
-        (b"{\"input\":\"\\ud800\"}", "unexpected end of hex escape at line 1 column 17"),
+        (b"{\"input\":\"\\ud800\"}", "half of a surrogate pair at line 1 column 17"),
         (b"{\"input\":\"a\",\"input\":\"b\"}", "duplicate field `input` at line 1 column 20"),
         (b"input=a&model=b", "expected value at line 1 column 1"),
     ];

@@ -32,6 +32,21 @@ fn a_tiny_model_goes_through_a_bundle_and_is_served_offline() {
     assert_eq!(finished.stdout, format!("{sum}  tiny.bundle\n"));
     assert_eq!(std::fs::read_to_string(here.path().join("tiny.bundle.sha256")).unwrap(), finished.stdout);
 
+    // A device, a link or a folder is not replaced by a file, nor is one of the names beside it.
+    std::os::unix::fs::symlink("/dev/null", here.path().join("link")).unwrap();
+    for (name, occupied) in [("folder", "folder"), ("a", "a.sha256"), ("b", "b.incomplete"), ("link", "link")] {
+        let path = here.path().join(occupied);
+        if occupied != "link" {
+            std::fs::create_dir_all(path.join("within")).unwrap();
+        }
+        let output = here.path().join(name);
+        let arguments = ["bundle", "export", "o/n", "--output", output.to_str().unwrap()];
+        let finished = run(&mut command(here.path(), &arguments, None));
+        assert_eq!(finished.code, Some(1), "{name}");
+        assert!(finished.stderr.contains("no regular file"), "{}", finished.stderr);
+        assert!(path.join("within").is_dir() || path.is_symlink(), "{occupied} is as it was");
+    }
+
     let there = tempfile::tempdir().unwrap();
     let import = |more: &[&str]| run(&mut command(there.path(), &[&["bundle", "import", output], more].concat(), None));
     let finished = import(&["--sha256", &"0".repeat(64)]);

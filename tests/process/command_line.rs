@@ -2,6 +2,7 @@
 
 use std::net::TcpListener;
 use std::path::Path;
+use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -13,13 +14,14 @@ use crate::support::tiny_model::TinyModel;
 // L-04
 #[test]
 fn usage_errors_exit_64_with_one_line() {
-    let cases: [(&[&str], &str); 6] = [
+    let cases: [(&[&str], &str); 7] = [
         (&["--no-such-flag"], "--no-such-flag"),
         (&["--port", "70000"], "70000"),
         (&["--model", "bge-enormous"], "bge-enormous"),
         (&["--device", "cuda"], "CPU only"),
         (&["--host", "0.0.0.0"], "--api-key"),
-        (&["--catalog", "/no/such/file.toml"], "/no/such/file.toml"),
+        (&["--catalog", "/no/such/file.toml"], "/no/such/file.toml: No such file"),
+        (&["model", "list"], "`embedserve models list`"),
     ];
     for (arguments, mentions) in cases {
         let finished = run(&mut embedserve(arguments));
@@ -46,6 +48,13 @@ fn a_model_that_cannot_be_loaded_ends_the_process() {
     let finished = run(&mut embedserve(&["--model", "dir:/no/such/model", "--port", "0"]));
     assert_eq!(finished.code, Some(1));
     assert!(finished.stderr.contains("/no/such/model"), "{}", finished.stderr);
+    // A relative folder without `./` is the name of a repository, and the message knows better.
+    let home = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(home.path().join("models/mine")).unwrap();
+    let mut command = embedserve(&["models/mine", "--offline", "--port", "0"]);
+    let finished = run(command.current_dir(home.path()));
+    assert_eq!(finished.code, Some(1));
+    assert!(finished.stderr.contains("write ./models/mine"), "{}", finished.stderr);
 }
 
 // L-08
@@ -82,6 +91,16 @@ fn models_list_shows_the_catalogue() {
     let line = finished.stdout.lines().find(|line| line.contains("sentence-transformers/all-MiniLM-L6-v2"));
     let cells: Vec<&str> = line.unwrap_or_else(|| panic!("{}", finished.stdout)).split_whitespace().collect();
     assert_eq!(cells[1..], ["bert", "f32", "384", "256", "apache-2.0", "-", "no"]);
+}
+
+// As in `embedserve models list | head -1`.
+#[test]
+fn a_reader_that_has_seen_enough_is_no_error() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = embedserve(&["models", "list"]);
+    let ended = command.stdout(writer).stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+    assert_eq!((ended.status.code(), ended.stderr.as_slice()), (Some(141), &b""[..]));
 }
 
 /// A catalogue of one tiny model in a folder.
@@ -149,6 +168,8 @@ fn models_show_tells_what_would_be_served() {
         assert!(absent.stdout.contains(expected), "{expected} in {}", absent.stdout);
     }
     assert_eq!(run(&mut embedserve(&["models", "show", "bge-enormous"])).code, Some(64));
+    let nowhere = run(&mut embedserve(&["models", "show", "./no-such-folder"]));
+    assert!(nowhere.code == Some(1) && nowhere.stdout.contains("the folder is not there"), "{}", nowhere.stdout);
 }
 
 // L-08
@@ -185,4 +206,30 @@ fn every_flag_can_come_from_the_environment() {
     assert_eq!(status, 200, "{body}");
     let (status, body) = server.embed(r#"{"model":"from-environment","input":["a","b","c"]}"#);
     assert!(status == 400 && body.contains("2 or less"), "{body}");
+}
+
+// L-07: `${KEY:-}` of a compose file sets a variable to nothing.
+#[test]
+fn an_empty_variable_is_not_set_and_what_is_typed_wins() {
+    let shown = |arguments: &[&str], variables: &[(&str, &str)]| {
+        let mut command = embedserve(&[arguments, &["--print-config"]].concat());
+        let finished = run(command.envs(variables.iter().copied()));
+        assert_eq!(finished.code, Some(0), "{arguments:?} {variables:?}: {}", finished.stderr);
+        finished.stdout
+    };
+    let usual = shown(&[], &[]);
+    for name in
+        ["API_KEY", "MODEL", "PORT", "HOST", "THREADS", "KEYS_FILE", "QUEUE_TIMEOUT", "SERVED_MODEL_NAME", "DTYPE"]
+    {
+        let name = format!("EMBEDSERVE_{name}");
+        assert_eq!(shown(&[], &[(&name, "")]), usual, "{name}");
+        assert_eq!(shown(&["serve"], &[(&name, "")]), usual, "serve, {name}");
+    }
+    let one = |text: &str| text.lines().filter(|line| line.starts_with("model ")).count() == 1;
+    let typed = shown(&["BAAI/bge-m3"], &[("EMBEDSERVE_MODEL", "BAAI/bge-base-en-v1.5")]);
+    assert!(typed.contains("= BAAI/bge-m3 (default)") && one(&typed), "{typed}");
+    let listed = shown(&[], &[("EMBEDSERVE_MODEL", "BAAI/bge-m3, BAAI/bge-base-en-v1.5")]);
+    assert!(listed.contains("= BAAI/bge-m3 (default)") && listed.contains("= BAAI/bge-base-en-v1.5"), "{listed}");
+    let both = run(&mut embedserve(&["BAAI/bge-m3", "--model", "BAAI/bge-base-en-v1.5"]));
+    assert!(both.code == Some(64) && both.stderr.contains("cannot be used with"), "{}", both.stderr);
 }

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Stdio;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::server::{PATIENCE, Server, embedserve, exchange, run, wait_for};
@@ -60,7 +61,8 @@ fn the_socket_answers_while_a_model_loads() {
 #[test]
 fn sigterm_while_a_model_downloads_ends_the_process() {
     let cache = tempfile::tempdir().unwrap();
-    let (hub, start) = server_from_hub(cache.path(), &["--drain-delay", "0s"]);
+    // No balancer sends to what was never ready: the delay is not waited for.
+    let (hub, start) = server_from_hub(cache.path(), &["--drain-delay", "50s"]);
     hub.always("GET model.safetensors", Script::Stall);
     let mut server = start(&hub);
     wait_for("the download", || (!hub.asked_for("GET model.safetensors").is_empty()).then_some(()));
@@ -70,6 +72,14 @@ fn sigterm_while_a_model_downloads_ends_the_process() {
     assert!(begin.elapsed() < Duration::from_secs(10), "took {:?}", begin.elapsed());
 }
 
+/// A client that asks for as many vectors as it may.
+fn ask_for_much(address: SocketAddr) -> JoinHandle<(u16, String)> {
+    let texts = vec!["x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x"; 2048];
+    let body = format!(r#"{{"model":"tiny","input":{texts:?}}}"#);
+    let head = "POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length:";
+    std::thread::spawn(move || exchange(address, &format!("{head} {}\r\n\r\n{body}", body.len())))
+}
+
 // L-01
 #[test]
 fn sigterm_finishes_what_was_accepted_and_exits_0() {
@@ -77,21 +87,8 @@ fn sigterm_finishes_what_was_accepted_and_exits_0() {
     let mut server = Server::start(folder.path(), &["--max-batch-tokens", "64", "--drain-delay", "300ms"]);
     server.wait_until_ready();
     let mut idle = TcpStream::connect(server.address).unwrap();
-    let texts = vec!["x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x"; 2048];
-    let body = format!(r#"{{"model":"tiny","input":{texts:?}}}"#);
     let address = server.address;
-    let clients: Vec<_> = (0..2)
-        .map(|_| {
-            let body = body.clone();
-            std::thread::spawn(move || {
-                let length = body.len();
-                exchange(
-                    address,
-                    &format!("POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"),
-                )
-            })
-        })
-        .collect();
+    let clients = [(); 2].map(|()| ask_for_much(address));
     wait_for("work in the queue", || (server.metric("embedserve_queue_rows") > 0.0).then_some(()));
     server.signal("TERM");
     wait_for("not ready", || (server.get("/readyz").0 == 503).then_some(()));
@@ -133,9 +130,29 @@ fn a_second_signal_ends_the_process_at_once() {
     server.signal("TERM");
     server.wait_for_log("draining");
     let start = Instant::now();
-    server.signal("INT");
+    // As someone presses Ctrl-C who does not want to wait: the first one may still pass for an echo.
+    wait_for("the end", || {
+        server.signal("INT");
+        server.log().contains("stopped at once by a second signal").then_some(())
+    });
     assert_eq!(server.wait().code(), Some(1));
     assert!(start.elapsed() < Duration::from_secs(5), "took {:?}", start.elapsed());
+}
+
+// L-03: a group that is told to end and a parent that passes the signal on reach the server at the same time.
+#[test]
+fn an_echo_of_the_first_signal_cuts_nothing_off() {
+    let folder = TinyModel { hidden: 64, layers: 4, ..TinyModel::default() }.write();
+    let mut server = Server::start(folder.path(), &["--max-batch-tokens", "64", "--drain-delay", "0s"]);
+    server.wait_until_ready();
+    let client = ask_for_much(server.address);
+    wait_for("work in the queue", || (server.metric("embedserve_queue_rows") > 0.0).then_some(()));
+    server.signal("INT");
+    server.signal("TERM");
+    server.wait_for_log("draining already");
+    let (status, body) = client.join().unwrap();
+    assert_eq!(status, 200, "{body}");
+    assert_eq!(server.wait().code(), Some(0), "{}", server.log());
 }
 
 // L-12
@@ -159,6 +176,22 @@ fn a_closed_log_does_not_stop_the_server() {
     }
     child.kill().unwrap();
     child.wait().unwrap();
+}
+
+// O-05
+#[test]
+fn a_log_in_json_is_json_from_its_first_line_to_its_last() {
+    let folder = TinyModel::default().write();
+    for (format, is_hinted) in [("text", true), ("json", false)] {
+        let mut server = Server::start(folder.path(), &["--log-format", format, "--log-level", "INFO"]);
+        server.wait_until_ready();
+        server.signal("TERM");
+        server.wait_for_log("stopped: every accepted request was answered");
+        assert_eq!(server.log().contains("Try it:"), is_hinted, "{format}");
+        let log = server.log();
+        let mut events = log.lines().filter(|line| serde_json::from_str::<serde_json::Value>(line).is_err());
+        assert!(is_hinted || events.next().is_none(), "{log}");
+    }
 }
 
 /// The raw values of one tensor of a model folder.

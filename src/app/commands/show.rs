@@ -24,6 +24,10 @@ pub(in crate::app) fn show(args: &ShowArgs, serve: &ServeArgs, environment: &Env
     page.catalogued(&spec);
     let mut code = ExitCode::SUCCESS;
     match &folder {
+        None if spec.sources.iter().all(|source| matches!(source, SourceSpec::Directory { .. })) => {
+            page.line("cannot be served", "the folder is not there, or lacks the files of a model".to_owned());
+            code = ExitCode::FAILURE;
+        }
         None => page.line("cached", "no; `embedserve models pull` fetches it".to_owned()),
         Some(folder) => {
             page.cached(folder);

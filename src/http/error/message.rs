@@ -25,7 +25,11 @@ impl ApiError {
             Self::PageNotAllowed { path } => {
                 format!("This API key is limited to some models and does not have access to {path}.")
             }
-            Self::HostNotAllowed { host } => format!("Host '{}' is not allowed.", echo(host)),
+            Self::HostNotAllowed { host } => format!(
+                "Host '{}' is not allowed. Without keys this server answers to localhost only; start it with --api-key \
+                 to serve others.",
+                echo(host)
+            ),
             Self::UnknownModel { model } => format!(
                 "The model `{}` does not exist or you do not have access to it. GET /v1/models lists the models \
                  served here.",

@@ -2,6 +2,7 @@
 
 use crate::http::error;
 use crate::http::id;
+use crate::http::stream::StreamLimits;
 
 /// The status of an answer that hyper wrote by itself; `None` for ours, which always carry a request id.
 pub(super) fn status(written: &[u8]) -> Option<u16> {
@@ -15,12 +16,11 @@ pub(super) fn status(written: &[u8]) -> Option<u16> {
 }
 
 /// The same status with our headers and our envelope; the connection closes after it.
-pub(super) fn replacement(status: u16, max_header_bytes: usize) -> Vec<u8> {
+pub(super) fn replacement(status: u16, limits: StreamLimits) -> Vec<u8> {
+    let too_large = || error::headers_too_large(limits.max_header_bytes, limits.max_headers);
     let (reason, message, code) = match status {
-        414 => ("URI Too Long", error::headers_too_large(max_header_bytes), Some("request_too_large")),
-        431 => {
-            ("Request Header Fields Too Large", error::headers_too_large(max_header_bytes), Some("request_too_large"))
-        }
+        414 => ("URI Too Long", too_large(), Some("request_too_large")),
+        431 => ("Request Header Fields Too Large", too_large(), Some("request_too_large")),
         _ => ("Bad Request", "The request is not valid HTTP/1.1.".to_owned(), None),
     };
     let body = error::wire_error(&message, code);
@@ -37,6 +37,8 @@ pub(super) fn replacement(status: u16, max_header_bytes: usize) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -47,8 +49,10 @@ mod tests {
         assert_eq!(status(b"HTTP/1.1 404 Not Found\r\nX-Request-Id: a\r\n\r\n"), None);
         assert_eq!(status(b"HTTP/1.1 404 Not Found\r\nx-request-id: a\r\n\r\n{\"error\":1}"), None);
         assert_eq!(status(b"HTTP/1.1 200 OK\r\n\r\n"), None);
-        let ours = String::from_utf8(replacement(431, 65536)).unwrap();
-        assert!(ours.starts_with("HTTP/1.1 431 ") && ours.contains("Request headers exceed 65536 bytes."), "{ours}");
+        let limits = StreamLimits { write_timeout: Duration::ZERO, max_header_bytes: 65536, max_headers: 100 };
+        let ours = String::from_utf8(replacement(431, limits)).unwrap();
+        assert!(ours.starts_with("HTTP/1.1 431 "), "{ours}");
+        assert!(ours.contains("Request headers exceed 65536 bytes, or are more than 100."), "{ours}");
         assert_eq!(status(ours.as_bytes()), None);
     }
 }

@@ -32,6 +32,12 @@ pub fn export(
     config: &SourceConfig,
     stop: &AtomicBool,
 ) -> Result<Bundle, BundleError> {
+    // A bare name has no parent folder to flush.
+    let output = &std::path::absolute(output).map_err(Cause::io("find", output))?;
+    let (part, checksum) = (beside(output, "incomplete"), checksum_path(output));
+    for path in [output, &part, &checksum] {
+        ensure_replaceable(path)?;
+    }
     let progress = LoadProgress::default();
     let (mut entries, mut members, mut bundled) = (Vec::new(), Vec::new(), Vec::new());
     for spec in models {
@@ -49,9 +55,6 @@ pub fn export(
     let manifest = Manifest { format: FORMAT, made_by, models: entries };
     // What import would refuse is not written.
     manifest.check()?;
-    // A bare name has no parent folder to flush.
-    let output = &std::path::absolute(output).map_err(Cause::io("find", output))?;
-    let part = beside(output, "incomplete");
     let written = write(&manifest, &members, &part, stop);
     let (sha256, bytes) = match written {
         Ok(done) => done,
@@ -62,13 +65,21 @@ pub fn export(
             return Err(error);
         }
     };
-    let checksum = checksum_path(output);
     // A crash in between leaves a bundle without a checksum, never with that of another.
     remove(&checksum)?;
     publish(&part, output)?;
     let name = output.file_name().unwrap_or_default().to_string_lossy();
     write_atomic(&beside(&checksum, "incomplete"), &checksum, format!("{sha256}  {name}\n").as_bytes())?;
     Ok(Bundle { sha256, bytes, models: bundled })
+}
+
+/// Files are put in place by renaming and cleared away whole: what is none, such as `/dev/null`, a link or a folder, would be
+/// lost.
+fn ensure_replaceable(path: &Path) -> Result<(), BundleError> {
+    match std::fs::symlink_metadata(path) {
+        Ok(kind) if !kind.is_file() => Err(BundleError::Occupied { path: path.to_owned() }),
+        _ => Ok(()),
+    }
 }
 
 /// One file on its way into the bundle.

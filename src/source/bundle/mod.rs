@@ -55,6 +55,8 @@ pub enum BundleError {
     Changed { expected: String, found: String },
     #[error("{id} lies in a directory and not in a cache: copy the directory instead")]
     Directory { id: String },
+    #[error("{} is there already and no regular file", .path.display())]
+    Occupied { path: PathBuf },
 }
 
 impl From<IdError> for BundleError {
