@@ -13,7 +13,7 @@ use crate::tokenize::settings::{Class, Settings};
 /// A class that has no word lists, or a special token that is not in this one.
 pub fn tokenizer_json(words: &str, settings: &Settings) -> Result<Vec<u8>, String> {
     if !matches!(settings.class, Class::Bert | Class::MpNet) {
-        return Err("only BERT's, DistilBERT's and MPNet's tokenizers are read from it; save a tokenizer.json \
+        return Err("only the tokenizers of BERT, DistilBERT and MPNet are read from it; save a tokenizer.json \
                     (AutoTokenizer.from_pretrained, then save_pretrained)"
             .to_owned());
     }

@@ -82,7 +82,7 @@ fn a_word_list_is_read_for_the_classes_that_have_them() {
         (
             json!({"tokenizer_class": "RobertaTokenizer"}),
             vocabulary().join("\n"),
-            "vocab.txt is not a usable tokenizer: only BERT's",
+            "vocab.txt is not a usable tokenizer: only the tokenizers of BERT",
         ),
         (json!({}), "[PAD]\n[UNK]\n[CLS]\n".to_owned(), "it has no [SEP], the sep_token"),
         (json!({"cls_token": null}), vocabulary().join("\n"), "cls_token is missing"),
