@@ -131,7 +131,7 @@ impl Modules {
             let own_folder = || module_folder(folder, path, &entry.path);
             match (stage, kind) {
                 (Stage::Start, "Transformer") if matches!(entry.path.as_str(), "" | "." | "./") => {
-                    stage = Stage::Encoded
+                    stage = Stage::Encoded;
                 }
                 (Stage::Encoded, "Pooling") => {
                     (chain.pooling, chain.include_prompt) = pooling::read(&own_folder()?)?;

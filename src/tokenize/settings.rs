@@ -134,16 +134,13 @@ impl Settings {
             settings.named.insert((*role).to_owned(), special(content));
         }
         settings.name(&config);
-        match config.get("added_tokens_decoder").and_then(Value::as_object) {
-            Some(listed) => {
-                let entries = listed.iter().filter_map(|(id, value)| Some((id.parse().ok()?, token(value, false)?)));
-                settings.listed.extend(entries);
-            }
+        if let Some(listed) = config.get("added_tokens_decoder").and_then(Value::as_object) {
+            let entries = listed.iter().filter_map(|(id, value)| Some((id.parse().ok()?, token(value, false)?)));
+            settings.listed.extend(entries);
+        } else {
             // Files of before 2023 have the flags elsewhere.
-            None => {
-                settings.name(&json(folder, "special_tokens_map.json")?);
-                settings.list(&json(folder, "added_tokens.json")?);
-            }
+            settings.name(&json(folder, "special_tokens_map.json")?);
+            settings.list(&json(folder, "added_tokens.json")?);
         }
         Ok(settings)
     }

@@ -128,8 +128,8 @@ fn refuse_variants(path: &Path, config: &Value) -> Result<(), ModulesError> {
 
 /// A limit among the tokenizer's arguments, which is stronger than `max_seq_length`.
 fn tokenizer_limit(path: &Path, config: &Value) -> Result<Option<usize>, ModulesError> {
-    let arguments = ["processor_kwargs", "tokenizer_args"].into_iter().filter_map(|field| config.get(field));
-    let limit = arguments.filter_map(|arguments| arguments.get("model_max_length")).next();
+    let mut arguments = ["processor_kwargs", "tokenizer_args"].into_iter().filter_map(|field| config.get(field));
+    let limit = arguments.find_map(|arguments| arguments.get("model_max_length"));
     positive(path, limit, "model_max_length")
 }
 
