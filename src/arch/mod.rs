@@ -160,10 +160,12 @@ impl Described {
             .get("model_type")
             .and_then(Value::as_str)
             .ok_or_else(|| ArchError::Config { reason: "model_type is missing".to_owned() })?;
-        let family = family::find(architecture, config);
-        refuse_remote_code(config, family.as_ref().and_then(|family| family.remote_class))?;
+        if let Some(value) = config.get("quantization_config").filter(|value| !value.is_null()) {
+            return Err(ArchError::Unsupported { field: "quantization_config", value: value.to_string() });
+        }
         let unknown = || ArchError::Unsupported { field: "model_type", value: architecture.to_owned() };
-        let family = family.ok_or_else(unknown)?;
+        let family = family::find(architecture, config).ok_or_else(unknown)?;
+        refuse_remote_code(config, family.remote_classes)?;
         let spec = (family.spec)(config)?;
         Ok(Self { spec, architecture: architecture.to_owned(), family })
     }
@@ -230,14 +232,14 @@ fn build(
 }
 
 /// `auto_map` asks for Python code from the repository, which we never run. Where it names the very classes that a
-/// family of ours implements (`known` begins their names), the code is not needed.
-fn refuse_remote_code(config: &Value, known: Option<&str>) -> Result<(), ArchError> {
+/// family of ours implements (one of `known` begins their names), the code is not needed.
+fn refuse_remote_code(config: &Value, known: &[&str]) -> Result<(), ArchError> {
     let map = match config.get("auto_map") {
         None | Some(Value::Null) => return Ok(()),
         Some(map) => map,
     };
     let class = |value: &Value| value.as_str().and_then(|path| path.rsplit('.').next()).map(str::to_owned);
-    let is_known = |value: &Value| class(value).zip(known).is_some_and(|(class, known)| class.starts_with(known));
+    let is_known = |value: &Value| class(value).is_some_and(|class| known.iter().any(|known| class.starts_with(known)));
     if map.as_object().is_some_and(|classes| classes.values().all(is_known)) {
         return Ok(());
     }

@@ -7,6 +7,7 @@
 mod pooling;
 pub mod prompts;
 mod steps;
+mod transformer;
 
 use std::path::{Path, PathBuf};
 
@@ -20,16 +21,6 @@ use crate::weights::{shown, shown_path};
 use prompts::OwnPrompts;
 pub use steps::{DenseModule, LayerNormModule, StepModule};
 
-/// Settings of the encoder: older exports name them after its architecture. sentence-transformers takes the first.
-const ENCODER_SETTINGS: [&str; 7] = [
-    "sentence_bert_config.json",
-    "sentence_roberta_config.json",
-    "sentence_distilbert_config.json",
-    "sentence_camembert_config.json",
-    "sentence_albert_config.json",
-    "sentence_xlm-roberta_config.json",
-    "sentence_xlnet_config.json",
-];
 /// Configuration files are small; a larger one is not a configuration.
 const MAX_CONFIG_BYTES: u64 = 4 * 1024 * 1024;
 
@@ -80,6 +71,7 @@ impl Modules {
             Self::from_chain(folder, &path, value)?
         } else {
             let Some(pooling) = pooling else {
+                refuse_classifier(folder)?;
                 let reason = "there is none, so the pooling is unknown; choose it with --pooling".to_owned();
                 return Err(ModulesError::Format { path, reason });
             };
@@ -97,7 +89,8 @@ impl Modules {
             }
             Some(true) | None => {}
         }
-        modules.read_limits(folder)?;
+        let settings = transformer::read(folder)?;
+        (modules.lower_case, modules.max_tokens) = (settings.lower_case, settings.max_tokens);
         modules.prompts = OwnPrompts::read(folder)?;
         modules.matryoshka = prompts::declares_matryoshka(folder)?;
         Ok(modules)
@@ -137,7 +130,9 @@ impl Modules {
             let kind = entry.kind.rsplit('.').next().unwrap_or_default();
             let own_folder = || module_folder(folder, path, &entry.path);
             match (stage, kind) {
-                (Stage::Start, "Transformer") if entry.path.is_empty() || entry.path == "." => stage = Stage::Encoded,
+                (Stage::Start, "Transformer") if matches!(entry.path.as_str(), "" | "." | "./") => {
+                    stage = Stage::Encoded;
+                }
                 (Stage::Encoded, "Pooling") => {
                     (chain.pooling, chain.include_prompt) = pooling::read(&own_folder()?)?;
                     stage = Stage::Pooled;
@@ -158,31 +153,6 @@ impl Modules {
         }
         Ok(chain)
     }
-
-    fn read_limits(&mut self, folder: &Path) -> Result<(), ModulesError> {
-        for name in ENCODER_SETTINGS {
-            let path = folder.join(name);
-            // An empty one counts as none.
-            let config = read_json(&path)?.filter(|config| config.as_object().is_none_or(|keys| !keys.is_empty()));
-            let Some(config) = config else { continue };
-            self.lower_case = config.get("do_lower_case").and_then(Value::as_bool).unwrap_or(false);
-            self.max_tokens = positive(&path, &config, "max_seq_length")?;
-            break;
-        }
-        if self.max_tokens.is_none() {
-            let path = folder.join("tokenizer_config.json");
-            if let Some(config) = read_json(&path)? {
-                // Tokenizers without a limit store 10³⁰ here, which is no number of tokens.
-                self.max_tokens = config
-                    .get("model_max_length")
-                    .and_then(Value::as_u64)
-                    .filter(|tokens| *tokens < 1 << 24)
-                    .and_then(|tokens| usize::try_from(tokens).ok())
-                    .filter(|tokens| *tokens > 0);
-            }
-        }
-        Ok(())
-    }
 }
 
 /// How far along the chain we are.
@@ -193,21 +163,23 @@ enum Stage {
     Pooled,
 }
 
+/// Rerankers lie on the same shelf as embedding models: they give a score for two texts, and no vectors.
+fn refuse_classifier(folder: &Path) -> Result<(), ModulesError> {
+    let path = folder.join("config.json");
+    let config = read_json(&path)?.unwrap_or_default();
+    let architecture = config.pointer("/architectures/0").and_then(Value::as_str).unwrap_or_default();
+    if architecture.ends_with("ForSequenceClassification") {
+        let value = format!("{architecture} (a classifier or reranker)");
+        return Err(ModulesError::Unsupported { path, field: "architectures", value });
+    }
+    Ok(())
+}
+
 fn module_folder(folder: &Path, path: &Path, name: &str) -> Result<PathBuf, ModulesError> {
     let name = name.strip_suffix('/').unwrap_or(name);
     let name = RelPath::parse(name)
         .map_err(|error| ModulesError::Format { path: path.to_owned(), reason: error.to_string() })?;
     Ok(folder.join(name.as_str()))
-}
-
-fn positive(path: &Path, config: &Value, field: &'static str) -> Result<Option<usize>, ModulesError> {
-    match config.get(field) {
-        None | Some(Value::Null) => Ok(None),
-        Some(value) => match value.as_u64().and_then(|n| usize::try_from(n).ok()) {
-            Some(n) if n > 0 => Ok(Some(n)),
-            _ => Err(ModulesError::Unsupported { path: path.to_owned(), field, value: value.to_string() }),
-        },
-    }
 }
 
 /// A JSON file that must be there.

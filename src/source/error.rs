@@ -81,6 +81,8 @@ pub enum Cause {
     Pickled { repo: String, found: String, reason: String },
     #[error("cannot read {file}: {reason}")]
     Unreadable { file: String, reason: String },
+    #[error("{file}: {what}")]
+    Unsupported { file: String, what: String },
     #[error("link leaves the model's folder: {}", printable(.file))]
     Escape { file: String },
     #[error("cannot {action} {}: {source}", .path.display())]
@@ -132,7 +134,11 @@ impl Cause {
             Self::TooLarge { .. } | Self::Size { .. } | Self::Space { .. } | Self::FileLimit { .. } => "size",
             Self::Hash { .. } | Self::Damaged { .. } => "hash",
             Self::Name(_) | Self::Escape { .. } | Self::Archive { .. } => "unsafe",
-            Self::Missing { .. } | Self::Weights { .. } | Self::Pickled { .. } | Self::Unreadable { .. } => "content",
+            Self::Missing { .. }
+            | Self::Weights { .. }
+            | Self::Pickled { .. }
+            | Self::Unreadable { .. }
+            | Self::Unsupported { .. } => "content",
             Self::Io { .. } => "io",
             Self::PipStart { .. } | Self::Pip { .. } => "pip",
         }

@@ -5,6 +5,8 @@
 //! the plan: a folder that holds the weights holds everything, which is how an interrupted download is told from a
 //! finished one. Nothing that can run code is ever named.
 
+mod foreign;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
@@ -38,21 +40,24 @@ pub(super) struct Files {
 pub(super) fn plan(listing: &mut dyn Listing) -> Result<Files, Cause> {
     let mut plan = Plan::default();
     plan.require(listing, "config.json")?;
-    plan.require(listing, "tokenizer.json")?;
+    plan.tokenizer(listing)?;
     for name in OPTIONAL {
         plan.offer(listing, RelPath::parse(name)?);
     }
-    let modules = RelPath::parse(MODULES)?;
-    if plan.small.contains(&modules) {
-        let modules = parse_modules(&listing.read(&modules)?)?;
-        for module in modules {
-            plan.module(listing, &module)?;
-        }
+    let list = RelPath::parse(MODULES)?;
+    let modules = if plan.small.contains(&list) { parse_modules(&listing.read(&list)?)? } else { Vec::new() };
+    for module in &modules {
+        plan.module(listing, module)?;
     }
-    plan.weights(listing)?;
-    if plan.missing.is_empty() {
+    let weights = plan.weights(listing);
+    if weights.is_ok() && plan.missing.is_empty() {
         return Ok(Files { small: plan.small, weights: plan.weights });
     }
+    // What lacks a file is often another kind of model, which is more to the point.
+    if let Some(cause) = foreign::explain(listing, &modules, &plan.missing) {
+        return Err(cause);
+    }
+    weights?;
     Err(Cause::Missing { files: plan.missing })
 }
 
@@ -79,6 +84,19 @@ struct Module {
 #[derive(Debug, Deserialize)]
 struct WeightIndex {
     weight_map: BTreeMap<String, String>,
+}
+
+// === impl Module ===
+
+impl Module {
+    fn is_at_root(&self) -> bool {
+        matches!(self.path.as_str(), "" | "." | "./")
+    }
+
+    /// Its class, whose package changed over the years.
+    fn class(&self) -> &str {
+        self.kind.rsplit('.').next().unwrap_or_default()
+    }
 }
 
 // === impl Files ===
@@ -109,15 +127,24 @@ impl Plan {
         there
     }
 
+    /// `tokenizer.json`, or BERT's list of words where there is none.
+    fn tokenizer(&mut self, listing: &dyn Listing) -> Result<(), Cause> {
+        let words = RelPath::parse(WORD_LIST)?;
+        if !listing.has(&RelPath::parse(TOKENIZER)?) && self.offer(listing, words) {
+            return Ok(());
+        }
+        self.require(listing, TOKENIZER)
+    }
+
     /// One module of a sentence-transformers pipeline; the encoder itself lies at the root.
     fn module(&mut self, listing: &dyn Listing, module: &Module) -> Result<(), Cause> {
-        if module.path.is_empty() {
+        if module.is_at_root() {
             return Ok(());
         }
         let folder = RelPath::parse(module.path.strip_suffix('/').unwrap_or(&module.path))?;
         let config = format!("{folder}/config.json");
         let weights = RelPath::parse(&format!("{folder}/model.safetensors"))?;
-        match module.kind.rsplit('.').next().unwrap_or_default() {
+        match module.class() {
             // Has no settings; some exports leave an empty folder, some none.
             "Normalize" => {}
             "Dense" | "LayerNorm" => {
@@ -170,8 +197,8 @@ impl Plan {
 
     fn missing_weights(&mut self, listing: &dyn Listing, folder: &str) -> Result<(), Cause> {
         let refused = listing.names().into_iter().find(|name| {
-            let file = name.strip_prefix(folder).filter(|file| !file.contains('/')).map(str::to_ascii_lowercase);
-            file.is_some_and(|file| REFUSED_ENDINGS.iter().any(|ending| file.ends_with(ending)))
+            let file = name.strip_prefix(folder).filter(|file| !file.contains('/'));
+            file.is_some_and(is_refused)
         });
         if let Some(name) = refused {
             return Err(Cause::Weights { found: crate::catalog::id::printable(&name) });
@@ -179,6 +206,12 @@ impl Plan {
         self.missing.push(format!("{folder}{WEIGHTS}"));
         Ok(())
     }
+}
+
+/// Whether weights of this name are in a format that is not read.
+fn is_refused(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    REFUSED_ENDINGS.iter().any(|ending| name.ends_with(ending))
 }
 
 fn parse_modules(bytes: &[u8]) -> Result<Vec<Module>, Cause> {
@@ -216,10 +249,12 @@ fn unreadable(file: &'static str) -> impl FnOnce(serde_json::Error) -> Cause {
 }
 
 pub(super) const MODULES: &str = "modules.json";
+const TOKENIZER: &str = "tokenizer.json";
+const WORD_LIST: &str = "vocab.txt";
 const WEIGHTS: &str = "model.safetensors";
 pub(super) const WEIGHT_INDEX: &str = "model.safetensors.index.json";
 /// Taken where they exist.
-const OPTIONAL: [&str; 11] = [
+const OPTIONAL: [&str; 12] = [
     MODULES,
     // The same settings under the names of older exports; sentence-transformers takes the first that exists.
     "sentence_bert_config.json",
@@ -232,6 +267,7 @@ const OPTIONAL: [&str; 11] = [
     "config_sentence_transformers.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
 ];
 /// Endings of weights that are pickles or belong to engines we do not have.
 const REFUSED_ENDINGS: [&str; 11] =
@@ -246,151 +282,4 @@ const MAX_SHARDS: usize = 1_000;
 pub(super) const MAX_SMALL_BYTES: u64 = 16 << 20;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    struct Folder(BTreeMap<&'static str, &'static str>);
-
-    impl Listing for Folder {
-        fn has(&self, file: &RelPath) -> bool {
-            self.0.contains_key(file.as_str())
-        }
-
-        fn read(&mut self, file: &RelPath) -> Result<Vec<u8>, Cause> {
-            Ok(self.0[file.as_str()].as_bytes().to_vec())
-        }
-
-        fn names(&self) -> Vec<String> {
-            self.0.keys().map(ToString::to_string).collect()
-        }
-    }
-
-    fn planned(files: &[(&'static str, &'static str)]) -> Result<Vec<String>, Cause> {
-        let mut all = BTreeMap::from([("config.json", "{}"), ("tokenizer.json", "{}")]);
-        all.extend(files.iter().copied());
-        plan(&mut Folder(all)).map(|files| files.all().map(ToString::to_string).collect())
-    }
-
-    #[test]
-    fn the_plan_names_data_only_and_weights_last() {
-        let files = planned(&[
-            ("model.safetensors", ""),
-            ("pytorch_model.bin", ""),
-            ("modeling_x.py", ""),
-            ("onnx/model.onnx", ""),
-            (
-                "modules.json",
-                r#"[{"idx":0,"name":"0","path":"","type":"s.Transformer"},
-                {"idx":1,"name":"1","path":"1_Pooling","type":"s.Pooling"},
-                {"idx":2,"name":"2","path":"2_Dense","type":"s.Dense"},
-                {"idx":3,"name":"3","path":"3_Normalize","type":"s.Normalize"}]"#,
-            ),
-            ("1_Pooling/config.json", "{}"),
-            ("2_Dense/config.json", "{}"),
-            ("2_Dense/model.safetensors", ""),
-        ]);
-        let expected = [
-            "config.json",
-            "tokenizer.json",
-            "modules.json",
-            "1_Pooling/config.json",
-            "2_Dense/config.json",
-            "2_Dense/model.safetensors",
-            "model.safetensors",
-        ];
-        assert_eq!(files.unwrap(), expected);
-    }
-
-    // Old exports name the settings of the encoder after its architecture.
-    #[test]
-    fn settings_are_fetched_under_every_name_that_sentence_transformers_reads() {
-        let names = ["bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"];
-        for name in names.map(|name| format!("sentence_{name}_config.json").leak() as &'static str) {
-            let files = planned(&[(name, "{}"), ("model.safetensors", "")]).unwrap();
-            assert_eq!(files, ["config.json", "tokenizer.json", name, "model.safetensors"]);
-        }
-        assert!(
-            !planned(&[("sentence_x_config.json", "{}"), ("model.safetensors", "")])
-                .unwrap()
-                .contains(&"sentence_x_config.json".to_owned())
-        );
-    }
-
-    #[test]
-    fn several_dense_modules_and_a_layer_norm_are_fetched_whole() {
-        let modules = r#"[{"path":"","type":"s.Transformer"},{"path":"1_Pooling","type":"s.Pooling"},
-            {"path":"2_Dense","type":"s.Dense"},{"path":"3_Dense","type":"s.Dense"},
-            {"path":"4_LayerNorm","type":"s.LayerNorm"},{"path":"5_Normalize","type":"s.Normalize"}]"#;
-        let mut folder = vec![("modules.json", modules), ("1_Pooling/config.json", "{}"), ("model.safetensors", "")];
-        for (config, weights) in [
-            ("2_Dense/config.json", "2_Dense/model.safetensors"),
-            ("3_Dense/config.json", "3_Dense/model.safetensors"),
-            ("4_LayerNorm/config.json", "4_LayerNorm/model.safetensors"),
-        ] {
-            folder.extend([(config, "{}"), (weights, "")]);
-        }
-        let files = planned(&folder).unwrap();
-        let weights = [
-            "2_Dense/model.safetensors",
-            "3_Dense/model.safetensors",
-            "4_LayerNorm/model.safetensors",
-            "model.safetensors",
-        ];
-        assert_eq!(files[files.len() - 4..], weights);
-        for module in ["2_Dense", "3_Dense", "4_LayerNorm"] {
-            let safetensors = format!("{module}/model.safetensors");
-            let mut without: Vec<_> = folder.iter().copied().filter(|(name, _)| *name != safetensors).collect();
-            match planned(&without) {
-                Err(Cause::Missing { files }) => assert_eq!(files, [safetensors.as_str()]),
-                other => panic!("{other:?}"),
-            }
-            let pickle: &'static str = format!("{module}/pytorch_model.bin").leak();
-            without.push((pickle, ""));
-            match planned(&without) {
-                Err(Cause::Weights { found }) => assert_eq!(found, pickle),
-                other => panic!("{other:?}"),
-            }
-        }
-    }
-
-    #[test]
-    fn shards_are_those_of_the_index() {
-        let index = r#"{"metadata":{},"weight_map":{"a":"model-1-of-2.safetensors","b":"model-2-of-2.safetensors"}}"#;
-        let both = [
-            ("model.safetensors.index.json", index),
-            ("model-1-of-2.safetensors", ""),
-            ("model-2-of-2.safetensors", ""),
-        ];
-        assert_eq!(planned(&both).unwrap().len(), 5);
-        match planned(&both[..2]) {
-            Err(Cause::Missing { files }) => assert_eq!(files, ["model-2-of-2.safetensors"]),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    // U-06
-    #[test]
-    fn paths_in_repository_files_cannot_leave_the_folder() {
-        for path in ["../../x", "/etc", "C:\\x", "a/../../b", "a\\b"] {
-            let modules: &'static str = serde_json::json!([{"path": path, "type": "s.Pooling"}]).to_string().leak();
-            let index: &'static str =
-                serde_json::json!({"weight_map": {"a": format!("{path}.safetensors")}}).to_string().leak();
-            assert!(
-                matches!(planned(&[("modules.json", modules), ("model.safetensors", "")]), Err(Cause::Name(_))),
-                "{path}"
-            );
-            assert!(matches!(planned(&[("model.safetensors.index.json", index)]), Err(Cause::Name(_))), "{path}");
-        }
-    }
-
-    // U-05
-    #[test]
-    fn weights_that_could_run_code_are_refused_in_one_sentence() {
-        for name in ["pytorch_model.bin", "model.PKL", "model.gguf", "weights.pt"] {
-            let name: &'static str = name;
-            let message = planned(&[(name, "")]).unwrap_err().to_string();
-            assert!(message.contains("safetensors") && message.contains(name) && !message.contains('\n'), "{message}");
-        }
-        assert!(matches!(planned(&[]), Err(Cause::Missing { .. })));
-    }
-}
+mod tests;

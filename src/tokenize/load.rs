@@ -1,4 +1,5 @@
-//! `tokenizer.json` under suspicion: size, panics, vocabulary, and the frame of special tokens around a text.
+//! `tokenizer.json`, or `vocab.txt` in its place, under suspicion: size, panics, vocabulary, and the frame of special
+//! tokens around a text. [`Settings`] says what the files beside it make of it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -8,10 +9,16 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde_json::Value;
 use thiserror::Error;
-use tokenizers::Tokenizer;
+use tokenizers::normalizers::{Lowercase, Sequence};
+use tokenizers::{NormalizerWrapper, Tokenizer};
+
+use super::settings::Settings;
+use super::word_list;
 
 /// The largest real tokenizer (XLM-R) has 17 MB; 64 MiB bounds what a hostile file can make us parse.
 const MAX_FILE_BYTES: u64 = 64 * 1024 * 1024;
+/// BERT's vocabulary, where there is no `tokenizer.json`.
+const WORD_LIST: &str = "vocab.txt";
 /// As much of the library's words as messages show.
 const SHOWN_CHARS: usize = 200;
 
@@ -54,12 +61,15 @@ impl Frame {
     }
 }
 
-/// Reads the tokenizer and finds its frame. The truncation and padding that files carry are switched off: the length
-/// is ours to judge, and nothing is ever padded.
+/// Reads the tokenizer at `path`, or the word list beside it, and finds its frame. The truncation and padding that files
+/// carry are switched off: the length is ours to judge, and nothing is ever padded.
 ///
 /// # Errors
 /// See [`TokenizerLoadError`]. A file that makes the library panic is an error like any other.
 pub fn load(path: &Path, vocab_rows: usize) -> Result<(Tokenizer, Frame), TokenizerLoadError> {
+    let words = path.with_file_name(WORD_LIST);
+    let is_word_list = !path.exists() && words.exists();
+    let path = if is_word_list { &words } else { path };
     let read = |error: std::io::Error| TokenizerLoadError::Read { path: path.to_owned(), reason: error.to_string() };
     let size = std::fs::metadata(path).map_err(read)?.len();
     if size > MAX_FILE_BYTES {
@@ -71,11 +81,20 @@ pub fn load(path: &Path, vocab_rows: usize) -> Result<(Tokenizer, Frame), Tokeni
         let reason = reason.chars().take(SHOWN_CHARS).flat_map(char::escape_debug).collect();
         TokenizerLoadError::Format { path: path.to_owned(), reason }
     };
+    let settings = Settings::read(path.parent().unwrap_or(path)).map_err(format)?;
     let loaded = catch_unwind(AssertUnwindSafe(|| -> Result<(Tokenizer, Frame), String> {
-        check_charsmaps(&bytes)?;
-        let mut tokenizer = Tokenizer::from_bytes(&bytes).map_err(|error| error.to_string())?;
-        tokenizer.with_truncation(None).map_err(|error| error.to_string())?;
+        let in_words = |error: tokenizers::Error| error.to_string();
+        let bytes = if is_word_list {
+            let words = String::from_utf8(bytes).map_err(|error| error.to_string())?;
+            word_list::tokenizer_json(&words, &settings)?
+        } else {
+            check_charsmaps(&bytes)?;
+            bytes
+        };
+        let mut tokenizer = Tokenizer::from_bytes(&bytes).map_err(in_words)?;
+        tokenizer.with_truncation(None).map_err(in_words)?;
         tokenizer.with_padding(None);
+        settings.apply(&mut tokenizer, vocab_rows)?;
         let frame = find_frame(&tokenizer)?;
         Ok((tokenizer, frame))
     }));
@@ -89,6 +108,32 @@ pub fn load(path: &Path, vocab_rows: usize) -> Result<(Tokenizer, Frame), Tokeni
         }
         _ => Ok((tokenizer, frame)),
     }
+}
+
+/// The tokenizer with sentence-transformers' own `do_lower_case`: all but special tokens is lower-cased first, whatever
+/// follows.
+///
+/// # Errors
+/// Whatever the library says.
+pub fn lower_cased(mut tokenizer: Tokenizer, path: &Path) -> Result<Tokenizer, TokenizerLoadError> {
+    let own = tokenizer.get_normalizer().cloned();
+    if own.as_ref().is_some_and(is_lower_casing) {
+        return Ok(tokenizer);
+    }
+    let normalizers = [Some(Lowercase.into()), own].into_iter().flatten().collect();
+    let format =
+        |error: tokenizers::Error| TokenizerLoadError::Format { path: path.to_owned(), reason: error.to_string() };
+    tokenizer.with_normalizer(Some(Sequence::new(normalizers))).map_err(format)?;
+    Ok(tokenizer)
+}
+
+/// Whether lower-casing before this normalizer changes nothing. BERT's lower-cases character by character, too.
+fn is_lower_casing(normalizer: &NormalizerWrapper) -> bool {
+    if let NormalizerWrapper::Sequence(parts) = normalizer {
+        return parts.as_ref().iter().any(|part| matches!(part, NormalizerWrapper::Lowercase(_)));
+    }
+    let is_own = matches!(normalizer, NormalizerWrapper::BertNormalizer(normalizer) if normalizer.lowercase);
+    is_own || matches!(normalizer, NormalizerWrapper::Lowercase(_))
 }
 
 /// What of a tokenizer is looked at before the library reads it.

@@ -4,7 +4,9 @@
 //! state the true length. A cut keeps the special tokens, as the reference tokenizer's own truncation does.
 
 pub mod load;
+pub mod settings;
 pub mod token_arrays;
+pub mod word_list;
 pub mod word_piece;
 pub mod words;
 pub mod workers;
@@ -75,7 +77,6 @@ struct Model {
     words: Option<WordPiece>,
     frame: Frame,
     vocab_rows: usize,
-    lower_case: bool,
     include_prompt: bool,
     limits: RequestLimits,
     metrics: Arc<ModelMetrics>,
@@ -86,11 +87,11 @@ struct Model {
 pub struct TokenizerSource<'a> {
     /// The canonical model id, for error messages.
     pub name: &'a str,
-    /// `tokenizer.json`.
+    /// `tokenizer.json`; the files that go with it lie beside it.
     pub path: &'a Path,
     /// Rows of the embedding table: no token id may lie outside.
     pub vocab_rows: usize,
-    /// Texts are lower-cased first (`do_lower_case` of `sentence_bert_config.json`).
+    /// All but special tokens is lower-cased first (`do_lower_case` of `sentence_bert_config.json`).
     pub lower_case: bool,
     /// Whether pooling sees the tokens of a request's prompt.
     pub include_prompt: bool,
@@ -113,11 +114,12 @@ impl Tokenizer {
         workers: Workers,
         metrics: Arc<ModelMetrics>,
     ) -> Result<Self, TokenizerLoadError> {
-        let (tokenizer, frame) = load::load(source.path, source.vocab_rows)?;
-        let TokenizerSource { name, vocab_rows, lower_case, include_prompt, limits, .. } = source;
+        let TokenizerSource { name, path, vocab_rows, lower_case, include_prompt, limits } = source;
+        let (tokenizer, frame) = load::load(path, vocab_rows)?;
+        let tokenizer = if lower_case { load::lower_cased(tokenizer, path)? } else { tokenizer };
         let name = name.to_owned();
         let words = WordPiece::of(&tokenizer);
-        let model = Model { name, tokenizer, words, frame, vocab_rows, lower_case, include_prompt, limits, metrics };
+        let model = Model { name, tokenizer, words, frame, vocab_rows, include_prompt, limits, metrics };
         Ok(Self { model: Arc::new(model), workers })
     }
 
@@ -325,8 +327,7 @@ impl Model {
 
     /// The ids of a text without special tokens around it.
     fn content(&self, text: &str, field: &'static str) -> Result<Vec<u32>, RequestError> {
-        let lower_case = self.lower_case.then(|| text.to_lowercase());
-        let content = self.ids(lower_case.as_deref().unwrap_or(text));
+        let content = self.ids(text);
         // The library fails only on a tokenizer that was refused at start; reported as the row it happened on.
         let allowed = || "The tokenizer cannot read this text".to_owned();
         content.map_err(|value| RequestError::InvalidValue { field, value, allowed: allowed() })

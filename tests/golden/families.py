@@ -6,6 +6,7 @@ import family_bert
 import family_distilbert
 import family_gte
 import family_jina
+import family_layouts
 import family_modernbert
 import family_mpnet
 import family_nomic
@@ -25,4 +26,5 @@ FAMILIES: list[Family] = [
     *family_gte.FAMILIES,
     *family_jina.FAMILIES,
     *family_variants.FAMILIES,
+    *family_layouts.FAMILIES,
 ]

@@ -59,6 +59,8 @@ class Family:
 
     # Who computed, where it was not transformers; becomes part of the provenance.
     oracle: ClassVar[str | None] = None
+    # Whether the tokenizer's class changes what tokenizer.json says; everywhere else both must agree.
+    class_decides: ClassVar[bool] = False
 
     def tokenizer(self) -> Tokenizer:
         raise NotImplementedError
@@ -83,6 +85,9 @@ class Family:
 
     def edit_config(self, described: dict[str, object]) -> None:
         """What real files say otherwise than the library writes it."""
+
+    def finish(self, folder: Path) -> None:
+        """Files that real folders of this kind have otherwise."""
 
     def stored(self, model: torch.nn.Module) -> dict[str, torch.Tensor] | None:
         """The tensors under the names of the file; None = as the library saves them."""
@@ -126,6 +131,7 @@ class Family:
         tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
         write_json(folder / "tokenizer_config.json", self.tokenizer_config())
         modules.write(self, folder)
+        self.finish(folder)
         for path in folder.rglob("*"):
             path.chmod(0o755 if path.is_dir() else 0o644)
         return {name: tensor.float() for name, tensor in model.state_dict().items()}

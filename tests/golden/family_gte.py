@@ -88,6 +88,16 @@ class Gte(Family):
             "unpad_inputs": False,
             "use_memory_efficient_attention": False,
         }
+        if not self.new:
+            # Snowflake's copy of the code has the family's later names.
+            described |= {
+                "auto_map": {
+                    "AutoConfig": "configuration_hf_alibaba_nlp_gte.GteConfig",
+                    "AutoModel": "modeling_hf_alibaba_nlp_gte.GteModel",
+                },
+                "unpad_inputs": "true",
+                "use_memory_efficient_attention": "true",
+            }
         if self.new:
             described |= {
                 "architectures": ["NewModel"],

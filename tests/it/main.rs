@@ -51,6 +51,7 @@ mod supply;
 mod support;
 mod tidy;
 mod token_arrays;
+mod tokenizer_files;
 mod untrusted_files;
 mod untrusted_weights;
 mod verify;

@@ -219,3 +219,50 @@ fn settings_of_the_encoder_are_read_under_every_name_that_sentence_transformers_
         assert_eq!((modules.max_tokens, modules.lower_case), (Some(tokens), true), "{name}");
     }
 }
+
+// What newer versions store about the encoder would change vectors where it says anything else.
+#[test]
+fn what_sentence_transformers_asks_of_the_encoder_is_honoured_or_refused() {
+    use embedserve::load::modules::Modules;
+
+    let folder = TinyModel::default().write();
+    let read = |settings: &Value| {
+        write(folder.path(), "sentence_bert_config.json", settings.to_string().as_bytes());
+        Modules::read(folder.path(), None, None).map(|modules| modules.max_tokens).map_err(|error| error.to_string())
+    };
+    let text = json!({"method": "forward", "method_output_name": "last_hidden_state"});
+    let usual = json!({"transformer_task": "feature-extraction", "modality_config": {"text": text},
+        "module_output_name": "token_embeddings", "max_seq_length": 40, "processing_kwargs": {}});
+    assert_eq!(read(&usual), Ok(Some(40)));
+    write(folder.path(), "tokenizer_config.json", br#"{"max_len": 24}"#);
+    assert_eq!(read(&json!({"max_seq_length": null})), Ok(Some(24)));
+    for (change, expected) in [
+        (json!({"tokenizer_args": {"model_max_length": 20, "padding_side": "left"}}), Some(20)),
+        (json!({"processor_kwargs": {"model_max_length": null}}), Some(40)),
+        (json!({"model_args": {"torch_dtype": "float16"}, "config_args": {"unpad_inputs": false}}), Some(40)),
+    ] {
+        assert_eq!(read(&changed(&usual, &change)), Ok(expected), "{change}");
+    }
+    for (change, named) in [
+        (json!({"transformer_task": "fill-mask"}), "transformer_task = \"fill-mask\""),
+        (json!({"module_output_name": "sentence_embedding"}), "module_output_name = "),
+        (json!({"modality_config": {"text": {"method_output_name": "pooler_output"}}}), "method_output_name = "),
+        (json!({"modality_config": {"image": text}}), "modality_config = "),
+        (json!({"processing_kwargs": {"text": {"max_length": 8}}}), "processing_kwargs = "),
+        (json!({"query_length": 32}), "query_length = 32"),
+        (json!({"config_args": {"position_embedding_type": "relative_key"}}), "config_args = position_embedding_type"),
+        (json!({"model_kwargs": {"model_max_length": 8}}), "model_kwargs = model_max_length"),
+        (json!({"tokenizer_args": {"do_lower_case": false}}), "tokenizer_args = do_lower_case"),
+    ] {
+        let error = read(&changed(&usual, &change)).unwrap_err();
+        assert!(error.contains(named), "{change}: {error}");
+    }
+}
+
+fn changed(settings: &Value, change: &Value) -> Value {
+    let mut settings = settings.clone();
+    for (field, value) in change.as_object().unwrap() {
+        settings[field] = value.clone();
+    }
+    settings
+}

@@ -143,6 +143,7 @@ fn impossible_and_unimplemented_configurations_are_named() {
         ("is_decoder", json!(true)),
         ("model_type", json!("bort")),
         ("auto_map", json!({"AutoModel": "modeling.Evil"})),
+        ("quantization_config", json!({"quant_method": "bitsandbytes", "load_in_8bit": true})),
         ("layer_norm_eps", json!(-1.0)),
     ];
     for (field, value) in cases {
@@ -163,8 +164,17 @@ fn modules_that_are_not_implemented_are_named() {
         edit(folder, "1_Pooling/config.json", |config| *config = json!({"pooling_mode": "attention"}));
     });
     assert!(attention.contains("pooling_mode = \"attention\""), "{attention}");
+    let switch = error_after(|folder| {
+        edit(folder, "1_Pooling/config.json", |config| *config = json!({"pooling_mode_attention": true}));
+    });
+    assert!(switch.contains("pooling_mode_attention: true"), "{switch}");
     let none = error_after(|folder| std::fs::remove_file(folder.join("modules.json")).unwrap());
     assert!(none.contains("--pooling"), "{none}");
+    let reranker = error_after(|folder| {
+        std::fs::remove_file(folder.join("modules.json")).unwrap();
+        edit(folder, "config.json", |config| config["architectures"] = json!(["BertForSequenceClassification"]));
+    });
+    assert!(reranker.contains("architectures = BertForSequenceClassification"), "{reranker}");
 }
 
 // U-06

@@ -22,7 +22,7 @@ pub const FAMILY: Family = Family {
         surplus: &["embeddings.position_ids", "embeddings.token_type_ids"],
     },
     stand_in: None,
-    remote_class: None,
+    remote_classes: &[],
 };
 
 /// Also RoBERTa's, whose classes were copied from BERT's.

@@ -32,7 +32,7 @@ pub const FAMILY: Family = Family {
         surplus: &["embeddings.position_ids"],
     },
     stand_in: None,
-    remote_class: None,
+    remote_classes: &[],
 };
 
 #[derive(Debug, Deserialize)]

@@ -1,4 +1,4 @@
-//! GTE's own encoder (`model_type` "gte", and "new" in repositories that name Python code in `auto_map`): rotary
+//! GTE's own encoder (`model_type` "gte" or "new", often in repositories that name Python code in `auto_map`): rotary
 //! positions, gated GELU feed-forward, LayerNorm after each block, biases everywhere but in the gate.
 //!
 //! Reference: `GteModel` of Hugging Face transformers 5. The code behind `auto_map` also slows rotations down for longer
@@ -21,7 +21,7 @@ use crate::arch::spec::{
 pub const FAMILY: Family = Family {
     spec,
     names: TensorNames {
-        prefixes: &["new."],
+        prefixes: &["new.", "gte."],
         stems: &[
             ("embeddings.word_embeddings", "embeddings.word"),
             ("embeddings.token_type_embeddings", "embeddings.token_type"),
@@ -37,7 +37,7 @@ pub const FAMILY: Family = Family {
         surplus: &["embeddings.position_ids"],
     },
     stand_in: None,
-    remote_class: Some("New"),
+    remote_classes: &["New", "Gte"],
 };
 
 #[derive(Debug, Deserialize)]

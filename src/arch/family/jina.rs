@@ -34,7 +34,7 @@ pub const FAMILY: Family = Family {
         surplus: &["embeddings.position_ids"],
     },
     stand_in: None,
-    remote_class: Some("JinaBert"),
+    remote_classes: &["JinaBert"],
 };
 
 #[derive(Debug, Deserialize)]

@@ -26,8 +26,9 @@ pub struct Family {
     pub names: TensorNames,
     /// A role that may be stored under a second name: role, and the stored name that stands in for it.
     pub stand_in: Option<(&'static str, &'static str)>,
-    /// Repositories of this family name Python code in `auto_map`. Classes that begin like this are what we implement.
-    pub remote_class: Option<&'static str>,
+    /// Repositories of this family name Python code in `auto_map`. Classes that begin like one of these are what we
+    /// implement.
+    pub remote_classes: &'static [&'static str],
 }
 
 /// The family of a `model_type`. Jina's second generation calls itself "bert" and differs in its fields.

@@ -34,7 +34,7 @@ pub const FAMILY: Family = Family {
         surplus: &[],
     },
     stand_in: None,
-    remote_class: None,
+    remote_classes: &[],
 };
 
 #[derive(Debug, Deserialize)]

@@ -34,7 +34,7 @@ pub const FAMILY: Family = Family {
         surplus: &["embeddings.position_ids"],
     },
     stand_in: None,
-    remote_class: None,
+    remote_classes: &[],
 };
 
 const BUCKETS: usize = 32;

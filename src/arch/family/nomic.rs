@@ -45,7 +45,7 @@ pub const FAMILY: Family = Family {
         surplus: &["embeddings.position_ids", "embeddings.token_type_ids"],
     },
     stand_in: None,
-    remote_class: Some("NomicBert"),
+    remote_classes: &["NomicBert"],
 };
 
 /// Both layouts' fields; which one it is shows in the name of the hidden size.

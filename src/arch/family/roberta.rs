@@ -16,7 +16,7 @@ pub const FAMILY: Family = Family {
     spec,
     names: TensorNames { prefixes: &["roberta.", "camembert."], ..bert::FAMILY.names },
     stand_in: None,
-    remote_class: None,
+    remote_classes: &[],
 };
 
 #[derive(Debug, Deserialize)]

@@ -40,7 +40,7 @@ pub const FAMILY: Family = Family {
         surplus: &[WORDS_OF_THE_ENCODER],
     },
     stand_in: Some(("embeddings.word.weight", WORDS_OF_THE_ENCODER)),
-    remote_class: None,
+    remote_classes: &[],
 };
 
 /// The same table as `shared`, where both are stored.

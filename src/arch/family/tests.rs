@@ -35,7 +35,7 @@ fn with(mut config: Value, changes: &Value) -> Value {
 
 fn spec(config: &Value) -> Result<EncoderSpec, ArchError> {
     let family = find(config["model_type"].as_str().unwrap(), config).expect("a family");
-    refuse_remote_code(config, family.remote_class)?;
+    refuse_remote_code(config, family.remote_classes)?;
     (family.spec)(config)
 }
 
@@ -116,7 +116,15 @@ fn positions_and_limits_follow_the_family() {
 
 #[test]
 fn the_classes_that_a_family_implements_need_no_code() {
-    let map = json!({"auto_map": {"AutoConfig": "nomic-ai/nomic-bert-2048--configuration_hf_nomic_bert.NomicBertConfig",
-                                  "AutoModel": "nomic-ai/nomic-bert-2048--modeling_hf_nomic_bert.NomicBertModel"}});
-    assert!(spec(&with(plain("nomic_bert"), &map)).is_ok());
+    let nomic = "nomic-ai/nomic-bert-2048--configuration_hf_nomic_bert.NomicBert";
+    for (model_type, class) in [
+        ("nomic_bert", nomic),
+        ("new", "Alibaba-NLP/new-impl--modeling.New"),
+        // Snowflake's copy of the same code has the family's later name.
+        ("gte", "modeling_hf_alibaba_nlp_gte.Gte"),
+        ("jina", "jinaai/jina-bert-implementation--modeling_bert.JinaBert"),
+    ] {
+        let map = json!({"auto_map": {"AutoConfig": format!("{class}Config"), "AutoModel": format!("{class}Model")}});
+        assert!(spec(&with(plain(model_type), &map)).is_ok(), "{class}");
+    }
 }

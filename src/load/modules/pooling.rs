@@ -18,6 +18,12 @@ const MODES: [(&str, &str, PoolingMode); 6] = [
     ("lasttoken", "pooling_mode_lasttoken", PoolingMode::Last),
 ];
 
+/// A switch that asks for something else.
+fn is_unknown_switch((name, value): &(&String, &Value)) -> bool {
+    let is_known = MODES.iter().any(|(_, switch, _)| switch == name);
+    name.starts_with("pooling_mode_") && !is_known && **value == Value::Bool(true)
+}
+
 /// One or more modes, and `include_prompt`.
 pub(super) fn read(folder: &Path) -> Result<(Vec<PoolingMode>, bool), ModulesError> {
     let path = folder.join("config.json");
@@ -31,6 +37,9 @@ pub(super) fn read(folder: &Path) -> Result<(Vec<PoolingMode>, bool), ModulesErr
     let mut modes = match config.get("pooling_mode") {
         None | Some(Value::Null) => {
             let on = |(_, switch, _): &&(&str, &str, PoolingMode)| config.get(*switch) == Some(&Value::Bool(true));
+            if let Some((switch, value)) = config.as_object().into_iter().flatten().find(is_unknown_switch) {
+                return Err(unsupported("pooling_mode", &Value::from(format!("{switch}: {value}"))));
+            }
             MODES.iter().filter(on).map(|(_, _, mode)| *mode).collect()
         }
         Some(Value::Array(values)) => values.iter().map(named).collect::<Result<_, _>>()?,
