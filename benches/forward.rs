@@ -78,7 +78,7 @@ pub fn run() {
             let peak = peak
                 * f64::from(match precision {
                     Precision::F32 => 1_u8,
-                    Precision::Bf16 => 2,
+                    Precision::F16 | Precision::Bf16 => 2,
                     Precision::Int8 => 4,
                 });
             let figures = json!({

@@ -41,7 +41,7 @@ pub fn run() {
             let flops = (2 * m * k * n * repeats) as f64;
             let rate = |index: usize| flops / median(&times[index]).as_secs_f64();
             print!("{m:>6} {k:>6} {n:>6}");
-            for precision in Precision::ALL {
+            for precision in Precision::ON_CPUS {
                 let Some(index) = precisions.iter().position(|usable| *usable == precision) else {
                     print!(" {:>22}", "-");
                     continue;
@@ -50,7 +50,7 @@ pub fn run() {
                 let held = packed[index].precision();
                 let factor = match held {
                     Precision::F32 => 1.0,
-                    Precision::Bf16 => 2.0,
+                    Precision::F16 | Precision::Bf16 => 2.0,
                     Precision::Int8 => 4.0,
                 };
                 let percent = 100.0 * rate(index) / (factor * peak);

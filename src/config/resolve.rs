@@ -199,7 +199,7 @@ fn check_precisions(names: &Names, batch: &BatchConfig) -> Result<(), ConfigErro
     for spec in names.models() {
         if !matches!(batch.place.target, Target::Cpu) {
             if spec.precision() == Precision::Int8 {
-                let reason = "GPUs compute bf16 and f32: use one of them, or --device cpu".to_owned();
+                let reason = "GPUs compute f32, f16 and bf16: use one of them, or --device cpu".to_owned();
                 return Err(ConfigError::Invalid { flag: "--dtype", value: "int8".to_owned(), reason });
             }
             continue;

@@ -70,7 +70,8 @@ fn hugging_face_variables_are_honoured() {
 
 #[test]
 fn what_this_build_cannot_do_is_refused_at_start() {
-    for (flag, value) in [("--device", "cuda:4095"), ("--dtype", "f16"), ("--max-inputs", "0"), ("--model", "bge-huge")]
+    for (flag, value) in
+        [("--device", "cuda:4095"), ("--dtype", "int4"), ("--max-inputs", "0"), ("--model", "bge-huge")]
     {
         assert!(resolve(&[flag, value], &[]).is_err(), "{flag} {value}");
     }

@@ -8,6 +8,7 @@ pub mod describe;
 pub mod gate;
 pub mod memory;
 pub mod modules;
+pub mod overflow;
 pub mod verify;
 pub mod work;
 
@@ -42,6 +43,7 @@ use crate::weights::{Weights, WeightsError, shown};
 use gate::{Case, GateError};
 use modules::prompts::NoSuchPrompt;
 use modules::{DenseModule, LayerNormModule, Modules, ModulesError, StepModule, required_json};
+use overflow::OverflowError;
 
 /// A probe with words, digits, punctuation and a second script; any tokenizer makes several tokens of it.
 const PROBE: &str = "The quick brown fox jumps over 13 lazy dogs; не спеши.";
@@ -57,6 +59,8 @@ pub enum LoadError {
     Precision(#[from] UnsupportedPrecision),
     #[error(transparent)]
     Gate(#[from] GateError),
+    #[error(transparent)]
+    Overflow(#[from] OverflowError),
     #[error(transparent)]
     Prompt(#[from] NoSuchPrompt),
     #[error(transparent)]
@@ -145,7 +149,7 @@ pub fn load(
         let case = Case {
             model: &spec.id,
             compute,
-            rows: gate_rows(&tokenizer)?,
+            rows: known_rows(&tokenizer)?,
             dimensions: Dimensions::native(&limits),
             weights: gate::digest(&config, &modules, &weight_files)?,
             notes: &shared.notes,
@@ -154,6 +158,10 @@ pub fn load(
     } else {
         build(compute)?
     };
+    if compute.precision == Precision::F16 {
+        progress.enter("looking for overflows of f16".to_owned(), 0);
+        overflow::check(&mut computation, &known_rows(&tokenizer)?, Dimensions::native(&limits))?;
+    }
     progress.enter("warming up".to_owned(), 0);
     let canary = warmup::self_test(&mut computation, &probe, Dimensions::native(&limits))?;
     let forward = canary.took();
@@ -220,8 +228,8 @@ fn compute(spec: &ModelSpec, shared: &Shared) -> Result<Compute, UnsupportedPrec
     Ok(compute)
 }
 
-/// The gate's texts in the model's own tokens.
-fn gate_rows(tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>, LoadError> {
+/// The texts that reduced formats are tested with, in the model's own tokens.
+fn known_rows(tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>, LoadError> {
     gate::TEXTS.iter().map(|text| tokenizer.encode_probe(text).map_err(LoadError::Probe)).collect()
 }
 

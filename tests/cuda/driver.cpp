@@ -11,15 +11,13 @@
 #include <tuple>
 #include <utility>
 
-
-
 #include "kernels.inc"
 
 // What kernels call their dynamic shared memory; the most that a block may have.
 constexpr size_t SHARED_BYTES = 48 * 1024;
 float row[SHARED_BYTES / sizeof(float)];
 float shared[SHARED_BYTES / sizeof(float)];
-Vector<Bfloat16> shared_vectors[SHARED_BYTES / sizeof(Vector<Bfloat16>)];
+Vector<u16> shared_vectors[SHARED_BYTES / sizeof(Vector<u16>)];
 void* const dynamic_shared[] = {row, shared, shared_vectors};
 
 using Status = int;

@@ -302,6 +302,8 @@ impl Encoder for CudaEncoder {
     fn company_bound(&self) -> f32 {
         match self.format {
             Format::F32 => 1e-5,
+            // Eight times the other's precision.
+            Format::F16 => 2e-3,
             Format::Bf16 => 1e-2,
         }
     }

@@ -133,6 +133,7 @@ impl Plan {
         let (n, k) = (key.shape.0 as u64, key.shape.1 as u64);
         let data = match key.format {
             Format::F32 => sys::cudaDataType_t::CUDA_R_32F,
+            Format::F16 => sys::cudaDataType_t::CUDA_R_16F,
             Format::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
         };
         // Neither TF32 nor any other format that is narrower than its name.

@@ -8,6 +8,7 @@
 
 #![expect(unsafe_code, reason = "foreign functions: the driver, cuBLASLt and kernels take bare pointers")]
 
+mod format;
 pub mod launch;
 mod matmul;
 
@@ -20,10 +21,11 @@ use cudarc::driver::{
     CudaContext, CudaFunction, CudaSlice, CudaStream, DevicePtr, DriverError, LaunchConfig, PushKernelArg,
 };
 use cudarc::nvrtc::Ptx;
-use half::bf16;
 use thiserror::Error;
 
 use matmul::Matmul;
+
+pub use format::Format;
 
 /// The kernels, as the driver reads them.
 const PTX: &str = include_str!("kernels.ptx");
@@ -68,13 +70,6 @@ struct Inner {
 pub struct Buffer {
     memory: CudaSlice<u8>,
     pointer: u64,
-}
-
-/// A number format of matrix products on the device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Format {
-    F32,
-    Bf16,
 }
 
 /// One parameter of a kernel.
@@ -312,30 +307,5 @@ impl Buffer {
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-}
-
-// === impl Format ===
-
-impl Format {
-    /// Bytes of one value.
-    pub const fn bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::Bf16 => 2,
-        }
-    }
-
-    /// `values` in this format, on the device.
-    ///
-    /// # Errors
-    /// Out of memory.
-    pub fn upload(self, device: &Device, values: &[f32]) -> Result<Buffer, CudaError> {
-        match self {
-            Self::F32 => device.upload(values),
-            Self::Bf16 => {
-                device.upload(&values.iter().map(|value| bf16::from_f32(*value).to_bits()).collect::<Vec<u16>>())
-            }
-        }
     }
 }
