@@ -8,6 +8,7 @@
 
 #![expect(unsafe_code, reason = "foreign functions: the driver, cuBLASLt and kernels take bare pointers")]
 
+mod cublas;
 mod format;
 pub mod launch;
 mod matmul;
@@ -39,7 +40,10 @@ pub const BLOCK: u32 = 128;
 pub enum CudaError {
     #[error("no NVIDIA driver was found: libcuda.so.1 is not here")]
     NoDriver,
-    #[error("no cuBLASLt was found: libcublasLt.so.12 is not here; install CUDA 12.4 or later, or use the CUDA image")]
+    #[error(
+        "no cuBLASLt was found: neither libcublasLt.so.12 nor libcublasLt.so.13 is here; install CUDA 12.4 or later, or use the CUDA \
+         image"
+    )]
     NoMatmul,
     #[error("there is no GPU {ordinal}: {}", counted(*.count))]
     NoSuchDevice { ordinal: usize, count: usize },
