@@ -56,6 +56,15 @@ pub trait Encoder: Send {
         Ok(Pool::side_by_side(&hidden, batch.offsets(), ways, skips)?)
     }
 
+    /// Takes all the memory that batches of so many tokens and rows need, so that none of them runs out of it later. On the
+    /// CPU that is left to the batches.
+    ///
+    /// # Errors
+    /// [`EncoderError::OutOfMemory`], after which nothing more is taken than before; or the device failed.
+    fn reserve(&mut self, _tokens: usize, _rows: usize) -> Result<(), EncoderError> {
+        Ok(())
+    }
+
     /// How far a row's vector may move with its company, as a share of its largest value. 0: not by one bit.
     fn company_bound(&self) -> f32 {
         0.0

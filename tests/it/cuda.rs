@@ -15,7 +15,7 @@ use embedserve::kernel::cuda::launch::{DeviceAttention, HEAD_SIZES, Pass, Places
 use embedserve::kernel::cuda::{Buffer, CudaError, Device, Format, count};
 use embedserve::kernel::reference::{self, AttentionOptions};
 use embedserve::kernel::{Activation, Compute, DistanceBias, Isa, Precision, Reduce, Rotary, Target};
-use embedserve::load::{self, Loaded, Shared};
+use embedserve::load::{self, Loaded, Seat, Shared};
 use embedserve::observe::progress::LoadProgress;
 use embedserve::threads::Threads;
 use tokio::sync::{Mutex, MutexGuard};
@@ -39,7 +39,8 @@ async fn gpu(test: &str) -> Option<(Device, MutexGuard<'static, ()>)> {
 }
 
 fn loaded(folder: &Path, device: &Device, dtype: Precision) -> Result<Loaded, String> {
-    let shared = Shared { target: Target::Cuda(device.clone()), ..shared_with(2, Isa::detect()) };
+    let shared = shared_with(2, Isa::detect());
+    let shared = Shared { seats: Seat::all(&[Target::Cuda(device.clone())], &shared.threads), ..shared };
     let spec = ModelSpec { dtype: Some(dtype), ..spec(folder) };
     let limits = (&requests(), &batches());
     load::load(&spec, folder, None, limits, (&shared, &LoadProgress::default())).map_err(|error| error.to_string())
@@ -86,7 +87,8 @@ fn numbers(device: &Device, lengths: &[usize], skips: &[usize], format: Format) 
 /// The bits of 16-bit floats, which are read as pairs.
 fn narrow(device: &Device, buffer: &Buffer, len: usize) -> impl Iterator<Item = u16> {
     let words = device.read(buffer, len.div_ceil(2)).unwrap();
-    words.into_iter().map(f32::to_bits).flat_map(|bits| [bits as u16, (bits >> 16) as u16]).take(len)
+    let halves = |word: f32| [word.to_bits() & 0xffff, word.to_bits() >> 16];
+    words.into_iter().flat_map(halves).map(|half| u16::try_from(half).unwrap()).take(len)
 }
 
 /// What the device holds, widened.

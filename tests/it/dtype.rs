@@ -205,6 +205,6 @@ fn loading_says_which_format_and_that_the_portable_kernels_are_slow() {
         assert!(said.contains(&format!("\"dtype\":\"{dtype}\"")) && said.contains("model loaded"), "{said}");
         assert_eq!(said.contains("slowly"), slow, "{said}");
         loaded.served.queue.close();
-        loaded.thread.join().unwrap();
+        loaded.threads.into_iter().for_each(|thread| thread.join().unwrap());
     }
 }

@@ -20,6 +20,9 @@ use crate::kernel::{Reduce, check_inside};
 use crate::weights::Weights;
 use load::{Rotations, Turned, check, tables, upload};
 
+/// Device memory that is left free for what the driver and cuBLASLt load later, kernels above all.
+const HEADROOM_BYTES: usize = 64 << 20;
+
 /// An encoder of any family, on one device.
 #[derive(Debug)]
 pub struct CudaEncoder {
@@ -177,7 +180,7 @@ impl CudaEncoder {
         if self.scratch.as_ref().is_none_or(|scratch| scratch.tokens < tokens) {
             // The old one first: both may be more than the device holds.
             self.scratch = None;
-            self.scratch = Some(Scratch::new(&self.device, &self.spec, self.format, tokens)?);
+            self.scratch = Some(Scratch::new(&self.device, &self.spec, self.format, tokens.next_power_of_two())?);
         }
         let Self { device, format, spec, tables, layers, last_norm, bias, scratch, numbers, .. } = self;
         let Some(scratch) = scratch.as_ref() else { return Err(CudaError::OutOfMemory.into()) };
@@ -225,6 +228,20 @@ impl CudaEncoder {
             pass.add_norm(residual, Some(&scratch.block), (norm, stream), &scratch.hidden)?;
         }
         Ok((scratch, pass))
+    }
+
+    /// Everything that a batch of so many tokens and rows needs; further ways of pooling, which few models have, come later.
+    fn take_room(&mut self, tokens: usize, rows: usize) -> Result<(), CudaError> {
+        self.scratch = Some(Scratch::new(&self.device, &self.spec, self.format, tokens)?);
+        // Ids, positions and places; offsets and skips; three numbers for each tile, of which every row may have a short one.
+        let n_tiles = rows + tokens / self.format.tile_queries();
+        let numbers = 3 * tokens + 2 * rows + 1 + 3 * n_tiles;
+        self.device.grow(&mut self.numbers, numbers * size_of::<u32>())?;
+        let mut pooled = self.device.allocate(0)?;
+        self.device.grow(&mut pooled, rows * self.spec.hidden_size * size_of::<f32>())?;
+        self.pooled = Some(pooled);
+        // What the libraries load when they first need it must not be what fails.
+        if self.device.memory()?.0 < HEADROOM_BYTES { Err(CudaError::OutOfMemory) } else { Ok(()) }
     }
 
     fn check_batch(&self, batch: &PackedBatch) -> Result<(), EncoderError> {
@@ -298,6 +315,15 @@ impl Encoder for CudaEncoder {
         self.spec.hidden_size
     }
 
+    fn reserve(&mut self, tokens: usize, rows: usize) -> Result<(), EncoderError> {
+        (self.scratch, self.pooled) = (None, None);
+        let reserved = self.take_room(tokens, rows);
+        if reserved.is_err() {
+            (self.scratch, self.pooled, self.numbers) = (None, None, self.device.allocate(0)?);
+        }
+        Ok(reserved?)
+    }
+
     /// Company decides about the algorithm of a product, and with it about the order of its sums.
     fn company_bound(&self) -> f32 {
         match self.format {
@@ -318,7 +344,6 @@ impl Layout {
 
 impl Scratch {
     fn new(device: &Device, spec: &EncoderSpec, format: Format, tokens: usize) -> Result<Self, CudaError> {
-        let tokens = tokens.next_power_of_two();
         let values = |width: usize| device.allocate(tokens * width * format.bytes());
         let (hidden, inner, middle) = (spec.hidden_size, spec.inner_size(), spec.intermediate_size);
         let gated = spec.feed_forward.gated;

@@ -190,11 +190,13 @@ impl Device {
         format!("cuda:{} ({})", self.0.context.ordinal(), self.0.name)
     }
 
-    /// Free memory and all memory, in bytes.
+    /// Free memory and all memory, in bytes, once everything that was asked for is done: what a stream gives back is free
+    /// when it comes to that.
     ///
     /// # Errors
     /// The device failed.
     pub fn memory(&self) -> Result<(usize, usize), CudaError> {
+        self.0.stream.synchronize()?;
         Ok(self.0.context.mem_get_info()?)
     }
 
