@@ -7,7 +7,7 @@
 namespace {
 
 using Status = int;
-constexpr Status SUCCESS = 0, NOT_SUPPORTED = 15;
+constexpr Status SUCCESS = 0, EXECUTION_FAILED = 13, NOT_SUPPORTED = 15;
 // cudaDataType and cublasLtMatmulDescAttributes_t.
 constexpr int R_32F = 0, R_16F = 2, R_16BF = 14, TRANSA = 3, TRANSB = 4, EPILOGUE = 7, BIAS_POINTER = 8, EPILOGUE_BIAS = 4;
 
@@ -52,6 +52,9 @@ std::vector<float> gathered(const void* values, const Layout& layout, bool colum
 }  // namespace
 
 extern "C" {
+
+// Of the driver: what a stream has put off comes first.
+Status cuStreamSynchronize(void* stream);
 
 Status cublasLtCreate(void** handle) { return *handle = new int(1), SUCCESS; }
 Status cublasLtDestroy(void* handle) { return delete static_cast<int*>(handle), SUCCESS; }
@@ -104,7 +107,8 @@ Status cublasLtMatmulAlgoGetHeuristic(
 
 Status cublasLtMatmul(
     void*, void* description, const float* alpha, const void* a, void* a_layout, const void* b, void* b_layout,
-    const float* beta, const void*, void*, void* d, void* d_layout, const void*, void*, size_t, void*) {
+    const float* beta, const void*, void*, void* d, void* d_layout, const void*, void*, size_t, void* stream) {
+    if (const Status status = cuStreamSynchronize(stream)) return status == 700 ? EXECUTION_FAILED : NOT_SUPPORTED;
     const auto& desc = *static_cast<Description*>(description);
     const auto &of_a = *static_cast<Layout*>(a_layout), &of_b = *static_cast<Layout*>(b_layout);
     const auto& of_d = *static_cast<Layout*>(d_layout);

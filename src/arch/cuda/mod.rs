@@ -15,7 +15,7 @@ use crate::arch::spec::{EncoderSpec, FirstPosition, NormPlace};
 use crate::arch::{ArchError, Encoder, EncoderError, attention, feed_forward, norm, position};
 use crate::kernel::cpu::reduce::reduce;
 use crate::kernel::cuda::launch::{DeviceAttention, DeviceNorm, Pass, Places, Stream, Tables, Weight};
-use crate::kernel::cuda::{Buffer, CudaError, Device, Format};
+use crate::kernel::cuda::{Buffer, CudaError, Device, Format, Pinned};
 use crate::kernel::{Reduce, check_inside};
 use crate::weights::Weights;
 use load::{Rotations, Turned, check, tables, upload};
@@ -39,9 +39,11 @@ pub struct CudaEncoder {
     bias: Option<(Buffer, usize)>,
     positions: Option<usize>,
     scratch: Option<Scratch>,
-    /// What goes up and what comes back.
+    /// What goes up and what comes back, on the device and on its way.
     numbers: Buffer,
     pooled: Option<Buffer>,
+    sent: Pinned,
+    received: Pinned,
     weight_bytes: u64,
 }
 
@@ -163,6 +165,8 @@ impl CudaEncoder {
             scratch: None,
             numbers: device.allocate(0)?,
             pooled: None,
+            sent: device.pinned(),
+            received: device.pinned(),
             weight_bytes: free_before.saturating_sub(device.memory()?.0) as u64,
         })
     }
@@ -237,6 +241,8 @@ impl CudaEncoder {
         let n_tiles = rows + tokens / self.format.tile_queries();
         let numbers = 3 * tokens + 2 * rows + 1 + 3 * n_tiles;
         self.device.grow(&mut self.numbers, numbers * size_of::<u32>())?;
+        self.sent.grow(numbers * size_of::<u32>())?;
+        self.received.grow(rows * self.spec.hidden_size * size_of::<f32>())?;
         let mut pooled = self.device.allocate(0)?;
         self.device.grow(&mut pooled, rows * self.spec.hidden_size * size_of::<f32>())?;
         self.pooled = Some(pooled);
@@ -277,7 +283,7 @@ impl CudaEncoder {
         }
         let n_tiles = (numbers.len() - tiles) / 3;
         self.device.grow(&mut self.numbers, size_of_val(numbers.as_slice()))?;
-        self.device.write(&numbers, &mut self.numbers)?;
+        self.sent.send(&numbers, &mut self.numbers)?;
         Ok(Layout { positions, places, offsets, skips: first_skip, tiles, n_tiles })
     }
 }
@@ -306,7 +312,7 @@ impl Encoder for CudaEncoder {
         for (index, way) in ways.iter().enumerate() {
             pass.pool((&scratch.residual, width), rows, *way, (&pooled, index * width, stride))?;
         }
-        let vectors = device.read(&pooled, rows * stride)?;
+        let vectors = self.received.receive(&pooled, rows * stride)?;
         self.pooled = Some(pooled);
         Ok(vectors)
     }

@@ -12,6 +12,7 @@ mod cublas;
 mod format;
 pub mod launch;
 mod matmul;
+mod pinned;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -27,6 +28,7 @@ use thiserror::Error;
 use matmul::Matmul;
 
 pub use format::Format;
+pub use pinned::Pinned;
 
 /// The kernels, as the driver reads them.
 const PTX: &str = include_str!("kernels.ptx");
