@@ -13,7 +13,7 @@ pub fn run() {
     let isa = Isa::detect();
     let peak = peak_flops(1);
     let roof = |precision| peak * Compute { isa, precision }.roof_over_f32();
-    let [f32_roof, bf16_roof, int8_roof] = Precision::ALL.map(|precision| roof(precision) / 1e9);
+    let [f32_roof, bf16_roof, int8_roof] = Precision::ON_CPUS.map(|precision| roof(precision) / 1e9);
     println!("one core, {isa}, f32 on vector units {:.0} GFLOP/s", peak / 1e9);
     println!("percent of the roof: f32 {f32_roof:.0}, bf16 {bf16_roof:.0}, int8 {int8_roof:.0} GFLOP/s");
     println!("{:>6} {:>6} {:>6} {:>22} {:>22} {:>22} {:>10}", "rows", "in", "out", "f32", "bf16", "int8", "candle");
@@ -44,7 +44,7 @@ pub fn run() {
             let flops = (2 * m * k * n * repeats) as f64;
             let rate = |index: usize| flops / median(&times[index]).as_secs_f64();
             print!("{m:>6} {k:>6} {n:>6}");
-            for precision in Precision::ALL {
+            for precision in Precision::ON_CPUS {
                 let Some(index) = precisions.iter().position(|usable| *usable == precision) else {
                     print!(" {:>22}", "-");
                     continue;

@@ -30,7 +30,6 @@ use embedserve::observe::metrics::Metrics;
 use embedserve::pool::{Head, PoolingMode};
 use embedserve::request::Dimensions;
 use embedserve::runner::{self, Computation, Device, warmup};
-use embedserve::threads::Threads;
 use embedserve::tokenize::workers::Workers;
 use http_body_util::BodyExt;
 use serde_json::json;
@@ -157,9 +156,8 @@ fn engine(config: &Config) -> Arc<Engine> {
     let engine = Arc::new(Engine::new(config.names.clone(), Arc::clone(&metrics)));
     let slot = &engine.slots()[0];
     let workers = Workers::new(config.batch.threads, &metrics).expect("workers");
-    let threads = Arc::new(Threads::new(config.batch.threads).expect("threads"));
     let head = Head { pooling: vec![PoolingMode::Cls], steps: Vec::new() };
-    let mut computation = Computation { encoder: Box::new(Instantly::new()), head, threads };
+    let mut computation = Computation { encoder: Box::new(Instantly::new()), head, turns: Arc::default() };
     let canary = warmup::self_test(&mut computation, &[1, 2], Dimensions::unlimited()).expect("a canary");
     let batch = Budget { rows: usize::MAX, tokens: 2048 };
     let bounds = QueueLimits {
@@ -175,7 +173,14 @@ fn engine(config: &Config) -> Arc<Engine> {
         longest_row: MAX_TOKENS,
         isolation_passes_per_second: 1,
     };
-    let device = Device { model: slot.spec.id.clone(), computation, canary, queue: queue.clone(), limits };
+    let device = Device {
+        model: slot.spec.id.clone(),
+        device: "cpu".to_owned(),
+        computation,
+        canary,
+        queue: queue.clone(),
+        limits,
+    };
     let runner = runner::spawn(device, &metrics).expect("a thread").info;
     slot.set_ready(Arc::new(Served { limits: self::limits(), tokenizer: tokenizer(workers, &metrics), queue, runner }));
     engine

@@ -138,11 +138,11 @@ pub struct ModelArgs {
     /// Hub revision (branch, tag or commit) of the model; resolved to one commit before the first file
     #[arg(long, env = "EMBEDSERVE_REVISION")]
     pub revision: Option<String>,
-    /// Where to compute; only `auto` may choose, and it says why
-    #[arg(long, env = "EMBEDSERVE_DEVICE", default_value = "auto", value_name = "auto|cpu|cuda[:N]")]
+    /// Where to compute; several GPUs share the work of every model; only `auto` may choose, and it says why
+    #[arg(long, env = "EMBEDSERVE_DEVICE", default_value = "auto", value_name = "auto|cpu|cuda[:N][,cuda:N...]")]
     pub device: String,
-    /// Number format of weights and matrix products, for all models: f32, bf16 or int8 [default: what models.toml says, else f32]
-    #[arg(long, env = "EMBEDSERVE_DTYPE", value_name = "f32|bf16|int8")]
+    /// Number format of weights and matrix products, for all models: f32, f16 (on GPUs), bf16 or int8 [default: what models.toml says, else f32]
+    #[arg(long, env = "EMBEDSERVE_DTYPE", value_name = "f32|f16|bf16|int8")]
     pub dtype: Option<String>,
     /// Pooling, where the model's own files do not say or must be overruled
     #[arg(long, visible_alias = "pooling-method", env = "EMBEDSERVE_POOLING", value_enum)]

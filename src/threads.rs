@@ -7,7 +7,7 @@
 //!
 //! Turns are taken in the order in which they were asked for. A device thread asks for one at a time, so this is
 //! round-robin over the models that have work: a flooded model goes to the back of the line after each of its batches,
-//! and any other waits for one batch of each at most.
+//! and any other waits for one batch of each at most. A GPU has turns of its own.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -20,15 +20,20 @@ use thiserror::Error;
 pub struct Threads {
     pool: Arc<ThreadPool>,
     size: usize,
-    turns: Mutex<Turns>,
+    turns: Arc<Turns>,
+}
+
+/// Whose turn it is on one device, for all models: turns are taken in the order in which they were asked for.
+#[derive(Debug, Default)]
+pub struct Turns {
+    tickets: Mutex<Tickets>,
     next: Condvar,
     computing: Arc<AtomicBool>,
 }
 
-/// A ticket counter: turns are taken in the order in which they were asked for.
 #[derive(Debug, Default)]
-struct Turns {
-    next_ticket: u64,
+struct Tickets {
+    next: u64,
     now_serving: u64,
 }
 
@@ -57,13 +62,7 @@ impl Threads {
             .thread_name(|index| format!("compute-{index}"))
             .build()
             .map_err(|error| ThreadsError { n_threads, reason: error.to_string() })?;
-        Ok(Self {
-            pool: Arc::new(pool),
-            size: n_threads,
-            turns: Mutex::default(),
-            next: Condvar::new(),
-            computing: Arc::default(),
-        })
+        Ok(Self { pool: Arc::new(pool), size: n_threads, turns: Arc::default() })
     }
 
     pub const fn count(&self) -> usize {
@@ -75,18 +74,25 @@ impl Threads {
         &self.pool
     }
 
-    /// Whether a batch computes; for those who would otherwise take its cores.
-    pub const fn computing(&self) -> &Arc<AtomicBool> {
-        &self.computing
+    /// Whose turn it is to compute with these threads.
+    pub const fn turns(&self) -> &Arc<Turns> {
+        &self.turns
     }
 
+    /// Whether a batch computes; for those who would otherwise take its cores.
+    pub fn computing(&self) -> &Arc<AtomicBool> {
+        &self.turns.computing
+    }
+}
+
+impl Turns {
     /// Waits until every batch that asked earlier is done.
-    pub fn take_turn(&self) -> Turn<'_> {
-        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-        let ticket = turns.next_ticket;
-        turns.next_ticket += 1;
-        while turns.now_serving != ticket {
-            turns = self.next.wait(turns).unwrap_or_else(PoisonError::into_inner);
+    pub fn take(&self) -> Turn<'_> {
+        let mut tickets = self.tickets.lock().unwrap_or_else(PoisonError::into_inner);
+        let ticket = tickets.next;
+        tickets.next += 1;
+        while tickets.now_serving != ticket {
+            tickets = self.next.wait(tickets).unwrap_or_else(PoisonError::into_inner);
         }
         self.computing.store(true, Ordering::Relaxed);
         Turn(self)
@@ -96,15 +102,15 @@ impl Threads {
 /// Held while a batch computes; dropped even when the batch panics, so that a panic cannot stop the other models.
 #[derive(Debug)]
 #[must_use = "the turn ends when this is dropped"]
-pub struct Turn<'a>(&'a Threads);
+pub struct Turn<'a>(&'a Turns);
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         self.0.computing.store(false, Ordering::Relaxed);
-        let mut turns = self.0.turns.lock().unwrap_or_else(PoisonError::into_inner);
-        turns.now_serving += 1;
-        let waited_for = turns.now_serving < turns.next_ticket;
-        drop(turns);
+        let mut tickets = self.0.tickets.lock().unwrap_or_else(PoisonError::into_inner);
+        tickets.now_serving += 1;
+        let waited_for = tickets.now_serving < tickets.next;
+        drop(tickets);
         if waited_for {
             self.0.next.notify_all();
         }
@@ -119,19 +125,19 @@ mod tests {
 
     #[test]
     fn a_panicking_turn_lets_the_next_one_run() {
-        let threads = Threads::new(2).unwrap();
+        let turns = Turns::default();
         let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            let _turn = threads.take_turn();
+            let _turn = turns.take();
             panic!("poisoned row");
         }));
         assert!(panicked.is_err());
-        drop(threads.take_turn());
+        drop(turns.take());
     }
 
     /// Waits until `n` turns have been asked for since the start.
-    fn asked(threads: &Threads, n: u64) {
+    fn asked(turns: &Turns, n: u64) {
         let deadline = Instant::now() + Duration::from_secs(20);
-        while threads.turns.lock().unwrap().next_ticket < n {
+        while turns.tickets.lock().unwrap().next < n {
             assert!(Instant::now() < deadline, "nobody asked for turn {n}");
             std::thread::yield_now();
         }
@@ -139,23 +145,23 @@ mod tests {
 
     #[test]
     fn a_flooded_model_waits_behind_every_other_one_after_each_batch() {
-        let threads = Threads::new(1).unwrap();
+        let turns = Turns::default();
         let order = Mutex::new(Vec::new());
         // A model with `batches` batches to compute asks again the moment one is done.
         let model = |name: char, batches: usize| {
             for _ in 0..batches {
-                let _turn = threads.take_turn();
+                let _turn = turns.take();
                 order.lock().unwrap().push(name);
             }
         };
         std::thread::scope(|scope| {
-            let first = threads.take_turn();
+            let first = turns.take();
             scope.spawn(|| model('a', 3));
-            asked(&threads, 2);
+            asked(&turns, 2);
             scope.spawn(|| model('b', 1));
-            asked(&threads, 3);
+            asked(&turns, 3);
             scope.spawn(|| model('c', 1));
-            asked(&threads, 4);
+            asked(&turns, 4);
             drop(first);
         });
         assert_eq!(*order.lock().unwrap(), ['a', 'b', 'c', 'a', 'a']);

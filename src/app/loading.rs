@@ -177,7 +177,7 @@ impl Loader {
     /// Loads and unloads until told to stop; returns the device threads that are left.
     fn load_all(&self) -> Vec<JoinHandle<()>> {
         let slots = self.engine.slots();
-        let mut threads: Vec<Option<JoinHandle<()>>> = slots.iter().map(|_| None).collect();
+        let mut threads: Vec<Vec<JoinHandle<()>>> = slots.iter().map(|_| Vec::new()).collect();
         let device = self.config.batch.device;
         let mut restarts = Restarts::new(slots.len(), device.restart_delay, device.restart_window);
         while !self.engine.bell().is_stopped() {
@@ -189,7 +189,7 @@ impl Loader {
             match self.engine.next_step() {
                 Step::Load(index) => {
                     threads[index] = self.load(index);
-                    if threads[index].is_none() && restarts.has_had_its_chance(index, Instant::now()) {
+                    if threads[index].is_empty() && restarts.has_had_its_chance(index, Instant::now()) {
                         self.give_up(index, "it died, and could not be loaded again");
                     }
                 }
@@ -216,13 +216,17 @@ impl Loader {
     }
 
     /// Models whose device thread ended although nobody closed their queue.
-    fn bury_the_dead(&self, threads: &mut [Option<JoinHandle<()>>], restarts: &mut Restarts) {
+    fn bury_the_dead(&self, threads: &mut [Vec<JoinHandle<()>>], restarts: &mut Restarts) {
         for (index, slot) in self.engine.slots().iter().enumerate() {
             let SlotState::Ready(served) = slot.state() else { continue };
             if served.runner.health() != Health::Dead {
                 continue;
             }
-            if let Some(thread) = threads[index].take() {
+            if threads[index].len() > 1 && threads[index].iter().any(|thread| !thread.is_finished()) {
+                // Where one has died, the others end after their batch; the watchdog rings again.
+                continue;
+            }
+            for thread in threads[index].drain(..) {
                 // It owns the weights: they are out of memory before they are loaded again.
                 let _ = thread.join();
             }
@@ -250,11 +254,12 @@ impl Loader {
         }
     }
 
-    fn load(&self, index: usize) -> Option<JoinHandle<()>> {
+    /// The device threads of the model; none if it could not be loaded.
+    fn load(&self, index: usize) -> Vec<JoinHandle<()>> {
         let slot = &self.engine.slots()[index];
         let Some(folder) = self.models[index].folder.get() else {
             self.failed(index, FailedAt::Files, "its files were never obtained");
-            return None;
+            return Vec::new();
         };
         slot.set_loading();
         let start = Instant::now();
@@ -263,21 +268,21 @@ impl Loader {
         let load = || load::load(&slot.spec, &folder.path, folder.revision.as_deref(), settings, shared);
         // Whatever is wrong with one model must not end the thread that loads the others.
         match catch_unwind(AssertUnwindSafe(load)) {
-            Ok(Ok(Loaded { served, memory, thread })) => {
+            Ok(Ok(Loaded { served, memory, threads })) => {
                 *self.failures(index) = 0;
                 slot.set_memory(memory, start.elapsed());
                 self.check_memory();
                 slot.set_ready(Arc::new(served));
                 self.settle();
-                Some(thread)
+                threads
             }
             Ok(Err(error)) => {
                 self.failed(index, FailedAt::Load, &chain(error));
-                None
+                Vec::new()
             }
             Err(_) => {
                 self.failed(index, FailedAt::Load, "loading it panicked");
-                None
+                Vec::new()
             }
         }
     }
@@ -358,11 +363,11 @@ impl Loader {
 }
 
 /// Takes a model out of memory. A request that came first keeps it there.
-fn unload(slot: &Slot, thread: &mut Option<JoinHandle<()>>, (shared, why): (&Shared, Why)) {
+fn unload(slot: &Slot, threads: &mut Vec<JoinHandle<()>>, (shared, why): (&Shared, Why)) {
     let Some(served) = slot.unload() else { return };
     let start = Instant::now();
     served.queue.close();
-    if let Some(thread) = thread.take() {
+    for thread in threads.drain(..) {
         // It owns the weights; nothing is queued, so it ends at once. One that panicked has said so already.
         let _ = thread.join();
     }

@@ -1,6 +1,8 @@
 //! Whether what the configuration allows fits the memory that the process may use: refused at start with the numbers,
 //! instead of being killed later without a word.
 //!
+//! On GPUs, weights and batches lie in their memory and count for nothing here.
+//!
 //! What is added up: the weights that may be in memory at once, the intermediate values of one full batch of each loaded
 //! model, full queues, and the process itself. Request bodies have a bound of their own and are rarely all there at once:
 //! they count for the warning alone.
@@ -87,14 +89,17 @@ pub(super) fn report(engine: &Engine, config: &Config, limit: Option<u64>) {
 impl Need {
     fn of(engine: &Engine, config: &Config) -> Self {
         let models: Vec<Memory> = engine.slots().iter().map(|slot| slot.needed()).collect();
-        let residency = &config.residency;
+        let (residency, on_host) = (&config.residency, config.batch.place.is_cpu());
         let queue = (config.batch.queue_tokens as u64).saturating_mul(ID_BYTES);
         let queue = queue.saturating_add((config.batch.queue_rows as u64).saturating_mul(ROW_BYTES));
         let n_loaded = residency.max_models.unwrap_or(models.len()).min(models.len());
-        let weights = largest(models.iter().map(|model| model.weight_bytes).collect(), n_loaded);
+        let here = |bytes: fn(&Memory) -> u64| {
+            if on_host { largest(models.iter().map(bytes).collect(), n_loaded) } else { 0 }
+        };
+        let weights = here(|model| model.weight_bytes);
         Self {
             weights: residency.max_bytes.map_or(weights, |limit| weights.min(limit)),
-            scratch: largest(models.iter().map(|model| model.scratch_bytes).collect(), n_loaded),
+            scratch: here(|model| model.scratch_bytes),
             queues: queue.saturating_mul(n_loaded as u64),
         }
     }

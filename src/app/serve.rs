@@ -20,7 +20,7 @@ use crate::engine::{Engine, Policy};
 use crate::http;
 use crate::http::auth::Keys;
 use crate::http::server::{self, ServeReport, ShutdownSignals, StopServing};
-use crate::load::{Shared, memory};
+use crate::load::{Seat, Shared, memory};
 use crate::observe::log::{self, LogFormat};
 use crate::observe::metrics::Metrics;
 use crate::source::{self, notes::Notes};
@@ -163,11 +163,11 @@ pub fn start(config: Config, listener: TcpListener) -> anyhow::Result<Running> {
     let workers = Workers::beside(config.batch.threads, Arc::clone(threads.computing()), &metrics)
         .context("cannot start the threads that tokenise")?;
     let shared = Shared {
+        seats: Seat::all(&config.batch.place.targets, &threads),
         threads,
         workers,
         metrics: Arc::clone(&metrics),
         isa: config.batch.isa,
-        target: config.batch.place.target.clone(),
         notes: Notes::new(&config.source),
     };
     let engine = Arc::new(Engine::with(config.names.clone(), metrics, policy(config.residency)));
@@ -265,7 +265,7 @@ fn announce(running: &Running) {
         keys = config.http.api_keys.len(),
         threads = config.batch.threads,
         kernels = %config.batch.isa,
-        device = config.batch.place.target.label(),
+        device = config.batch.place.label(),
         device_why = config.batch.place.why,
         "listening"
     );

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use crate::engine::{Doorbell, Engine, Slot, SlotState};
+use crate::engine::{Doorbell, Engine, Served, Slot, SlotState};
 use crate::observe::metrics::{CanaryResult, ModelState};
 use crate::runner::Health;
 
@@ -101,14 +101,19 @@ impl Watchdog {
                 *was_stalled = false;
                 continue;
             };
+            let overdue = served.runner.devices().filter_map(|(_, health)| match health {
+                Health::Stalled { overdue, .. } => Some(overdue),
+                Health::Ready | Health::Dead | Health::Broken(_) => None,
+            });
+            // Also beside a device that is worse: nothing else frees one that hangs.
+            if let Some(overdue) = overdue.max().filter(|overdue| *overdue > self.stall_limit) {
+                let reason = format!("a forward pass is overdue by {:.1} s", overdue.as_secs_f64());
+                self.alarm.raise(format!("{}: {reason}", on_device(slot, &served)));
+            }
             let health = served.runner.health();
-            if let Health::Stalled { overdue, canary } = health {
+            if let Health::Stalled { canary, .. } = health {
                 if !std::mem::replace(was_stalled, true) {
                     stalls(&self.engine, slot, canary);
-                }
-                if overdue > self.stall_limit {
-                    let seconds = overdue.as_secs_f64();
-                    self.alarm.raise(format!("{}: a forward pass is overdue by {seconds:.1} s", slot.spec.id));
                 }
                 continue;
             }
@@ -117,13 +122,21 @@ impl Watchdog {
                 self.engine.metrics.model(&slot.spec.id).set_state(ModelState::Ready);
             }
             match health {
-                Health::Broken(breakage) => self.alarm.raise(format!("{}: {}", slot.spec.id, breakage.describe())),
+                Health::Broken(breakage) => {
+                    self.alarm.raise(format!("{}: {}", on_device(slot, &served), breakage.describe()));
+                }
                 // The loading thread knows what to do about it.
                 Health::Dead => self.engine.bell().ring(),
                 Health::Ready | Health::Stalled { .. } => {}
             }
         }
     }
+}
+
+/// The model, and the device that is meant, where it has several.
+fn on_device(slot: &Slot, served: &Served) -> String {
+    let id = &slot.spec.id;
+    if served.runner.devices().nth(1).is_none() { id.clone() } else { format!("{id} on {}", served.runner.worst()) }
 }
 
 fn stalls(engine: &Engine, slot: &Slot, canary: bool) {

@@ -30,10 +30,8 @@ use crate::arch::family::Family;
 use crate::arch::packed::PackedBatch;
 use crate::arch::spec::{DistanceBiasSpec, EncoderSpec};
 #[cfg(feature = "cuda")]
-use crate::kernel::Precision;
-#[cfg(feature = "cuda")]
 use crate::kernel::cuda::Format;
-use crate::kernel::{Compute, Pool, Reduce, Target};
+use crate::kernel::{Compute, Pool, Precision, Reduce, Target};
 use crate::weights::{Weights, WeightsError, shown};
 
 /// A model's forward pass, owned and called by its device thread alone.
@@ -56,6 +54,15 @@ pub trait Encoder: Send {
     fn pooled(&mut self, batch: &PackedBatch, ways: &[Reduce], skips: &[usize]) -> Result<Vec<f32>, EncoderError> {
         let hidden = self.forward(batch)?;
         Ok(Pool::side_by_side(&hidden, batch.offsets(), ways, skips)?)
+    }
+
+    /// Takes all the memory that batches of so many tokens and rows need, so that none of them runs out of it later. On the
+    /// CPU that is left to the batches.
+    ///
+    /// # Errors
+    /// [`EncoderError::OutOfMemory`], after which nothing more is taken than before; or the device failed.
+    fn reserve(&mut self, _tokens: usize, _rows: usize) -> Result<(), EncoderError> {
+        Ok(())
     }
 
     /// How far a row's vector may move with its company, as a share of its largest value. 0: not by one bit.
@@ -89,8 +96,12 @@ pub enum ArchError {
     Impossible { field: &'static str, value: String, reason: &'static str },
     #[error("config.json: {field} = {value} has no kernel on GPUs: use --device cpu, or another --dtype")]
     NoKernel { field: &'static str, value: usize },
-    #[error("int8 is computed on CPUs only: use dtype = bf16 or f32, or --device cpu")]
+    #[error("int8 is computed on CPUs only: use dtype = bf16, f16 or f32, or --device cpu")]
     NoInt8,
+    #[error("f16 is computed on GPUs only: use dtype = bf16 or f32, or --device cuda")]
+    NoF16,
+    #[error("a weight of {value:e} is beyond float16, which ends at 65504: use dtype = bf16 or f32")]
+    WeightOverflow { value: f32 },
     #[error("{0}")]
     Gpu(String),
     #[error(transparent)]
@@ -195,6 +206,8 @@ impl Described {
             | ArchError::Impossible { .. }
             | ArchError::NoKernel { .. }
             | ArchError::NoInt8
+            | ArchError::NoF16
+            | ArchError::WeightOverflow { .. }
             | ArchError::Gpu(_)
             | ArchError::Device(_)) => other,
         })?;
@@ -212,6 +225,7 @@ fn build(
     pool: &Arc<ThreadPool>,
 ) -> Result<(Box<dyn Encoder>, u64), ArchError> {
     match target {
+        Target::Cpu if compute.precision == Precision::F16 => Err(ArchError::NoF16),
         Target::Cpu => {
             let encoder = PackedEncoder::load(spec, weights, compute, pool)?;
             let bytes = encoder.size_bytes();
@@ -221,6 +235,7 @@ fn build(
         Target::Cuda(device) => {
             let format = match compute.precision {
                 Precision::F32 => Format::F32,
+                Precision::F16 => Format::F16,
                 Precision::Bf16 => Format::Bf16,
                 Precision::Int8 => return Err(ArchError::NoInt8),
             };

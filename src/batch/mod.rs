@@ -1,4 +1,4 @@
-//! The queue between requests and one model's device thread.
+//! The queue between requests and one model's device threads: one thread for each device that the model computes on.
 //!
 //! [`Queue::submit`] accepts all rows of a request or refuses all of them, at once: it never waits and never panics. What
 //! could not be computed in time is refused as well, as the measured pace of the device predicts it: a queue that takes
@@ -55,10 +55,12 @@ pub enum SubmitError {
     NeverFits { tokens: usize, limit: usize },
 }
 
-/// One model's queue. Clones share it.
+/// One model's queue, as one of its device threads sees it. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Queue {
     shared: Arc<Shared>,
+    /// Which device thread; requests do not care.
+    device: usize,
 }
 
 #[derive(Debug)]
@@ -75,11 +77,19 @@ struct State {
     /// Tickets were dropped since the last sweep.
     abandoned: bool,
     closed: bool,
+    /// Of one device.
     pace: Pace,
-    /// The batch that is not done.
-    running: Option<Running>,
+    /// By device thread, at least one.
+    devices: Vec<Side>,
     /// When an interactive request came last.
     interactive: Option<Instant>,
+}
+
+/// What is known of one device thread.
+#[derive(Debug, Clone, Copy, Default)]
+struct Side {
+    /// The batch that is not done.
+    running: Option<Running>,
     /// Tokens of one batch, where the device turned out to hold fewer than the limits say.
     ceiling: Option<usize>,
 }
@@ -120,7 +130,27 @@ impl Queue {
         metrics.batch_limit(limits.batch.tokens);
         let state = Mutex::new(State::new(limits.batch));
         let shared = Shared { state, arrived: Condvar::new(), limits, metrics };
-        Self { shared: Arc::new(shared) }
+        Self { shared: Arc::new(shared), device: 0 }
+    }
+
+    /// The same queue for the model's device thread of this number, counted from 0.
+    #[must_use]
+    pub fn for_device(&self, device: usize) -> Self {
+        let mut state = self.shared.lock();
+        let n_devices = state.devices.len().max(device + 1);
+        state.devices.resize(n_devices, Side::default());
+        drop(state);
+        Self { shared: Arc::clone(&self.shared), device }
+    }
+
+    /// The number of the device thread that this is for.
+    pub const fn device(&self) -> usize {
+        self.device
+    }
+
+    /// Tokens of one batch at most: as the limits say, or what the smallest device turned out to hold.
+    pub fn batch_tokens(&self) -> usize {
+        self.shared.lock().batch_tokens(self.shared.limits.batch.tokens)
     }
 
     pub fn limits(&self) -> QueueLimits {
@@ -181,19 +211,24 @@ impl Queue {
     /// Takes the next batch; waits for work until then.
     pub fn next_batch(&self, until: Instant) -> Next {
         let mut state = self.shared.lock();
-        state.running = None;
+        state.devices[self.device].running = None;
         loop {
             self.shared.forget_abandoned(&mut state);
             let budget = self.shared.limits.batch;
-            let tokens = state.ceiling.map_or(budget.tokens, |ceiling| ceiling.min(budget.tokens));
+            let tokens = state.devices[self.device].tokens(budget.tokens);
             let enough = state.enough();
             let plan = state.backlog.plan_enough(Budget { tokens, ..budget }, enough);
             self.shared.cancelled(plan.unwanted);
             self.shared.report(&state);
             if !plan.batch.is_empty() {
                 let n_tokens = plan.batch.iter().map(|job| job.ids().len()).sum();
-                state.running = Some(Running { n_tokens, full: !state.backlog.is_empty() });
+                let full = !state.backlog.is_empty();
+                state.devices[self.device].running = Some(Running { n_tokens, full });
                 drop(state);
+                if full {
+                    // Another device may have nothing to do; one ring of the request woke one of them.
+                    self.shared.arrived.notify_one();
+                }
                 plan.batch.iter().for_each(Job::start);
                 return Next::Batch(plan.batch);
             }
@@ -211,23 +246,24 @@ impl Queue {
     /// Notes a finished batch: what waits is predicted from it.
     pub fn batch_done(&self, n_tokens: usize, took: Duration) {
         let mut state = self.shared.lock();
-        let full = state.running.is_some_and(|running| running.full);
+        let full = state.devices[self.device].running.is_some_and(|running| running.full);
         state.pace.observe(n_tokens, took, full);
     }
 
-    /// From now on batches hold no more tokens than this: the device ran out of memory with more. A row of more would
-    /// wait for ever, so this must not be less than the longest one.
+    /// From now on batches of this device hold no more tokens than this: it ran out of memory with more. A row of more
+    /// would wait for ever, so this must not be less than the longest one.
     pub fn lower_batch_tokens(&self, tokens: usize) {
+        let limit = self.shared.limits.batch.tokens;
         let mut state = self.shared.lock();
-        let now = state.ceiling.unwrap_or(self.shared.limits.batch.tokens);
-        state.ceiling = Some(tokens.min(now));
-        self.shared.metrics.batch_limit(tokens.min(now));
+        let side = &mut state.devices[self.device];
+        side.ceiling = Some(tokens.min(side.tokens(limit)));
+        self.shared.metrics.batch_limit(state.batch_tokens(limit));
     }
 
-    /// Whether rows wait, or the device thread has a batch that is not done.
+    /// Whether rows wait, or a device thread has a batch that is not done.
     pub fn is_busy(&self) -> bool {
         let state = self.shared.lock();
-        state.running.is_some() || !state.backlog.is_empty()
+        state.devices.iter().any(|side| side.running.is_some()) || !state.backlog.is_empty()
     }
 
     /// Accepts nothing more; what is queued is still computed.
@@ -236,11 +272,12 @@ impl Queue {
         self.shared.arrived.notify_all();
     }
 
-    /// Accepts nothing more and answers what is queued with a failure: the device thread is gone.
+    /// Accepts nothing more and answers what is queued with a failure: this device thread is gone. The others end after
+    /// their present batch.
     pub fn abort(&self) {
         let mut state = self.shared.lock();
         state.closed = true;
-        state.running = None;
+        state.devices[self.device].running = None;
         let jobs = state.backlog.drain();
         self.shared.report(&state);
         drop(state);
@@ -282,9 +319,8 @@ impl State {
             abandoned: false,
             closed: false,
             pace: Pace::default(),
-            running: None,
+            devices: vec![Side::default()],
             interactive: None,
-            ceiling: None,
         }
     }
 
@@ -301,7 +337,16 @@ impl State {
 
     /// Time until the backlog is expected to be done.
     fn expected_wait(&self) -> Duration {
-        self.pace.time(self.backlog.tokens() + self.running_tokens()).unwrap_or(Duration::from_secs(1))
+        self.time(self.backlog.tokens() + self.running_tokens()).unwrap_or(Duration::from_secs(1))
+    }
+
+    /// How long all devices together take for so many tokens; `None` before anything was computed.
+    fn time(&self, n_tokens: usize) -> Option<Duration> {
+        self.pace.time(n_tokens.div_ceil(self.devices.len()))
+    }
+
+    fn batch_tokens(&self, limit: usize) -> usize {
+        self.devices.iter().map(|side| side.tokens(limit)).min().unwrap_or(limit)
     }
 
     /// How long a request would wait that would not be done in time. Never one that has nothing before it: what a device
@@ -311,8 +356,8 @@ impl State {
             return None;
         }
         let ahead = self.backlog.ahead(client.flow, n_rows, n_tokens);
-        let start = self.pace.time(ahead.start + self.running_tokens())?;
-        let finish = self.pace.time(ahead.finish + self.running_tokens())?;
+        let start = self.time(ahead.start + self.running_tokens())?;
+        let finish = self.time(ahead.finish + self.running_tokens())?;
         let left = client.deadline.saturating_duration_since(Instant::now());
         if start > timeout.mul_f64(MARGIN) {
             return Some(start);
@@ -321,6 +366,12 @@ impl State {
     }
 
     fn running_tokens(&self) -> usize {
-        self.running.map_or(0, |running| running.n_tokens)
+        self.devices.iter().filter_map(|side| side.running).map(|running| running.n_tokens).sum()
+    }
+}
+
+impl Side {
+    fn tokens(self, limit: usize) -> usize {
+        self.ceiling.map_or(limit, |ceiling| ceiling.min(limit))
     }
 }

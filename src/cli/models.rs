@@ -20,8 +20,8 @@ pub struct ListArgs {
 pub struct ShowArgs {
     /// Catalogue id or alias, Hub id, or directory
     pub model: String,
-    /// Number format to show it in: f32, bf16 or int8 [default: what models.toml says, else f32]
-    #[arg(long, env = "EMBEDSERVE_DTYPE", value_name = "f32|bf16|int8")]
+    /// Number format to show it in: f32, f16, bf16 or int8 [default: what models.toml says, else f32]
+    #[arg(long, env = "EMBEDSERVE_DTYPE", value_name = "f32|f16|bf16|int8")]
     pub dtype: Option<String>,
     #[command(flatten)]
     pub source: SourceArgs,
@@ -34,8 +34,8 @@ pub struct VerifyArgs {
     /// JSON file with further reference vectors of the one model named (see README); repeatable
     #[arg(long, env = "EMBEDSERVE_REFERENCE", value_delimiter = ',', value_name = "FILE")]
     pub reference: Vec<PathBuf>,
-    /// Number format to compute in: f32, bf16 or int8 [default: what models.toml says, else f32]
-    #[arg(long, env = "EMBEDSERVE_DTYPE", value_name = "f32|bf16|int8")]
+    /// Number format to compute in: f32, f16 (on GPUs), bf16 or int8 [default: what models.toml says, else f32]
+    #[arg(long, env = "EMBEDSERVE_DTYPE", value_name = "f32|f16|bf16|int8")]
     pub dtype: Option<String>,
     #[command(flatten)]
     pub source: SourceArgs,

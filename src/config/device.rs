@@ -3,11 +3,27 @@
 use super::ConfigError;
 use crate::kernel::Target;
 
-/// A target, and why it was taken.
+/// Where every model computes, and why there.
 #[derive(Debug, Clone)]
 pub struct Place {
-    pub target: Target,
+    /// At least one; several GPUs, or the CPU alone.
+    pub targets: Vec<Target>,
     pub why: String,
+}
+
+impl Place {
+    fn one(target: Target, why: String) -> Self {
+        Self { targets: vec![target], why }
+    }
+
+    /// All devices, as `--device` names them, with their own names.
+    pub fn label(&self) -> String {
+        self.targets.iter().map(Target::label).collect::<Vec<_>>().join(", ")
+    }
+
+    pub fn is_cpu(&self) -> bool {
+        self.targets.iter().any(|target| matches!(target, Target::Cpu))
+    }
 }
 
 /// Opens what was asked for. `auto` alone may choose; a GPU that was named and cannot be used is an error.
@@ -17,14 +33,28 @@ pub struct Place {
 pub fn place(device: &str) -> Result<Place, ConfigError> {
     let invalid = |reason: String| ConfigError::Invalid { flag: "--device", value: device.to_owned(), reason };
     match device {
-        "cpu" => Ok(Place { target: Target::Cpu, why: "--device cpu".to_owned() }),
+        "cpu" => Ok(Place::one(Target::Cpu, "--device cpu".to_owned())),
         "auto" => Ok(automatic()),
         _ => {
-            let ordinal = ordinal(device).ok_or_else(|| invalid("expected auto, cpu, cuda or cuda:N".to_owned()))?;
-            let target = open(ordinal).map_err(invalid)?;
-            Ok(Place { target, why: format!("--device {device}") })
+            let ordinals = ordinals(device).map_err(|reason| invalid(reason.to_owned()))?;
+            let targets = ordinals.into_iter().map(open).collect::<Result<_, String>>().map_err(invalid)?;
+            Ok(Place { targets, why: format!("--device {device}") })
         }
     }
+}
+
+/// The GPUs of a list, each of them once.
+fn ordinals(devices: &str) -> Result<Vec<usize>, &'static str> {
+    let mut ordinals = Vec::new();
+    for device in devices.split(',') {
+        let ordinal =
+            ordinal(device.trim()).ok_or("expected auto, cpu, cuda or cuda:N, or several GPUs: cuda:0,cuda:1")?;
+        if ordinals.contains(&ordinal) {
+            return Err("a GPU is named twice");
+        }
+        ordinals.push(ordinal);
+    }
+    Ok(ordinals)
 }
 
 fn ordinal(device: &str) -> Option<usize> {
@@ -48,17 +78,17 @@ fn open(_ordinal: usize) -> Result<Target, String> {
 fn automatic() -> Place {
     use crate::kernel::cuda::{Device, count};
     if count() == 0 {
-        return Place { target: Target::Cpu, why: "auto: no NVIDIA GPU was found".to_owned() };
+        return Place::one(Target::Cpu, "auto: no NVIDIA GPU was found".to_owned());
     }
     match Device::open(0) {
-        Ok(device) => Place { target: Target::Cuda(device), why: "auto: the first GPU".to_owned() },
-        Err(error) => Place { target: Target::Cpu, why: format!("auto: the GPU cannot be used: {error}") },
+        Ok(device) => Place::one(Target::Cuda(device), "auto: the first GPU".to_owned()),
+        Err(error) => Place::one(Target::Cpu, format!("auto: the GPU cannot be used: {error}")),
     }
 }
 
 #[cfg(not(feature = "cuda"))]
 fn automatic() -> Place {
-    Place { target: Target::Cpu, why: "auto: this build computes on the CPU only".to_owned() }
+    Place::one(Target::Cpu, "auto: this build computes on the CPU only".to_owned())
 }
 
 #[cfg(test)]
@@ -67,14 +97,23 @@ mod tests {
 
     #[test]
     fn devices_are_named_as_elsewhere() {
-        for (name, expected) in [("cuda", Some(0)), ("cuda:0", Some(0)), ("cuda:12", Some(12))] {
-            assert_eq!(ordinal(name), expected, "{name}");
+        for (names, expected) in [
+            ("cuda", vec![0]),
+            ("cuda:0", vec![0]),
+            ("cuda:12", vec![12]),
+            ("cuda:0,cuda:1", vec![0, 1]),
+            ("cuda:3, cuda", vec![3, 0]),
+        ] {
+            assert_eq!(ordinals(names), Ok(expected), "{names}");
         }
-        for name in ["gpu", "cuda:", "cuda:-1", "cuda0", "cuda:0,cuda:1", "CUDA", ""] {
-            assert_eq!(ordinal(name), None, "{name}");
-            assert!(place(name).unwrap_err().to_string().contains("--device"), "{name}");
+        for names in
+            ["gpu", "cuda:", "cuda:-1", "cuda0", "cuda:0,", "cuda:0,cpu", "auto,cuda", "CUDA", "", "cuda:1,cuda:1"]
+        {
+            assert!(ordinals(names).is_err(), "{names}");
+            assert!(place(names).unwrap_err().to_string().contains("--device"), "{names}");
         }
-        assert!(matches!(place("cpu").unwrap().target, Target::Cpu));
+        assert!(place("cuda,cuda:0").unwrap_err().to_string().contains("named twice"));
+        assert!(place("cpu").unwrap().is_cpu());
     }
 
     // Nothing falls back by itself. No machine has so many.

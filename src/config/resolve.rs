@@ -14,7 +14,7 @@ use crate::config::{
     ApiKey, BatchConfig, Config, ConfigError, DEFAULT_MODEL, DefaultPrompt, DeviceConfig, Environment, HttpConfig,
     KeySources, LifecycleConfig, RequestConfig, ResidencyConfig, source,
 };
-use crate::kernel::{Compute, Isa, Precision, Target, UnknownPrecision};
+use crate::kernel::{Compute, Isa, Precision, UnknownPrecision};
 use crate::observe::secret::Secret;
 use crate::pool::PoolingMode;
 use crate::request::{Side, TokenArrays};
@@ -194,9 +194,9 @@ pub fn at_revision(mut spec: ModelSpec, text: &str, n_models: usize) -> Result<M
 fn check_precisions(names: &Names, batch: &BatchConfig) -> Result<(), ConfigError> {
     let isa = batch.isa;
     for spec in names.models() {
-        if !matches!(batch.place.target, Target::Cpu) {
+        if !batch.place.is_cpu() {
             if spec.precision() == Precision::Int8 {
-                let reason = "GPUs compute bf16 and f32: use one of them, or --device cpu".to_owned();
+                let reason = "GPUs compute f32, f16 and bf16: use one of them, or --device cpu".to_owned();
                 return Err(ConfigError::Invalid { flag: "--dtype", value: "int8".to_owned(), reason });
             }
             continue;

@@ -75,7 +75,7 @@ fn hugging_face_variables_are_honoured() {
 fn what_this_build_cannot_do_is_refused_at_start() {
     for (flag, value) in [
         ("--device", "cuda:4095"),
-        ("--dtype", "f16"),
+        ("--dtype", "int4"),
         ("--max-inputs", "0"),
         ("--model", "bge-huge"),
         ("--threads", "0"),

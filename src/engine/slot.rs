@@ -63,7 +63,7 @@ pub enum FailedAt {
     Device,
 }
 
-/// Memory that a loaded model needs.
+/// Memory that a loaded model needs, on each of its devices.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Memory {
     /// Packed weights, as measured.

@@ -45,6 +45,18 @@ struct ModelHealth {
     /// Why it failed, in general terms; the log has the details.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'static str>,
+    /// Each of them, where it computes on several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    devices: Vec<DeviceReport>,
+}
+
+/// One device of a model.
+#[derive(Debug, Serialize)]
+struct DeviceReport {
+    device: String,
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
 }
 
 #[derive(Debug, Serialize)]
@@ -71,7 +83,12 @@ struct ModelVersion {
     max_model_len: Option<usize>,
     dimensions: Option<usize>,
     dtype: &'static str,
-    /// What it needs in memory, known once it has been loaded.
+    /// Where it computes, and the tokens of one batch there, while it is in memory.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    devices: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    batch_tokens: Option<usize>,
+    /// What it needs in memory on each of them, known once it has been loaded.
     #[serde(skip_serializing_if = "Option::is_none")]
     weight_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -136,7 +153,10 @@ pub async fn version(State(state): State<Arc<HttpState>>, caller: Option<Extensi
         let Effective { max_model_len, dimensions } = Effective::of(slot, &slot.spec);
         let (own, default) = (slot.memory(), index == state.engine.names().default_index());
         let (weight_bytes, scratch_bytes) = (own.map(|own| own.weight_bytes), own.map(|own| own.scratch_bytes));
-        if let SlotState::Ready(_) = slot.state() {
+        let (mut devices, mut batch_tokens) = (Vec::new(), None);
+        if let SlotState::Ready(served) = slot.state() {
+            devices = served.runner.devices().map(|(device, _)| device.to_owned()).collect();
+            batch_tokens = Some(served.queue.batch_tokens());
             memory.weight_bytes += weight_bytes.unwrap_or(0);
             memory.scratch_bytes += scratch_bytes.unwrap_or(0);
         }
@@ -147,6 +167,8 @@ pub async fn version(State(state): State<Arc<HttpState>>, caller: Option<Extensi
             max_model_len,
             dimensions,
             dtype: slot.spec.precision().name(),
+            devices,
+            batch_tokens,
             weight_bytes,
             scratch_bytes,
             default,
@@ -173,7 +195,7 @@ fn readiness(slot: &Slot, default: bool) -> ModelHealth {
     let progress = (state == LOADING).then(|| slot.progress.describe());
     // A request for a model that is not in memory waits a moment and is answered.
     let ready = state == READY || matches!(now, SlotState::Unloaded | SlotState::Waking);
-    ModelHealth { id: slot.spec.id.clone(), ready, state, default, progress, reason }
+    ModelHealth { id: slot.spec.id.clone(), ready, state, default, progress, reason, devices: devices_of(&now) }
 }
 
 fn state_of(slot: &Slot) -> &'static str {
@@ -186,11 +208,15 @@ pub(super) fn name_of(state: &SlotState) -> &'static str {
         SlotState::Loading | SlotState::Waking => LOADING,
         SlotState::Unloaded => "unloaded",
         SlotState::Failed(_) => FAILED,
-        SlotState::Ready(served) => match served.runner.health() {
-            Health::Ready => READY,
-            Health::Stalled { .. } => "stalled",
-            Health::Dead | Health::Broken(_) => "dead",
-        },
+        SlotState::Ready(served) => word(served.runner.health()),
+    }
+}
+
+const fn word(health: Health) -> &'static str {
+    match health {
+        Health::Ready => READY,
+        Health::Stalled { .. } => "stalled",
+        Health::Dead | Health::Broken(_) => "dead",
     }
 }
 
@@ -198,14 +224,30 @@ pub(super) fn name_of(state: &SlotState) -> &'static str {
 fn reason_of(state: &SlotState) -> Option<&'static str> {
     match state {
         SlotState::Failed(failure) => Some(failure.at.describe()),
-        SlotState::Ready(served) => match served.runner.health() {
-            Health::Ready => None,
-            Health::Stalled { .. } => Some("a forward pass takes too long"),
-            Health::Dead => Some("its device thread ended"),
-            Health::Broken(breakage) => Some(breakage.describe()),
-        },
+        SlotState::Ready(served) => fault(served.runner.health()),
         SlotState::Loading | SlotState::Waking | SlotState::Unloaded => None,
     }
+}
+
+const fn fault(health: Health) -> Option<&'static str> {
+    match health {
+        Health::Ready => None,
+        Health::Stalled { .. } => Some("a forward pass takes too long"),
+        Health::Dead => Some("its device thread ended"),
+        Health::Broken(breakage) => Some(breakage.describe()),
+    }
+}
+
+/// Every device by itself, where there are several.
+fn devices_of(state: &SlotState) -> Vec<DeviceReport> {
+    let SlotState::Ready(served) = state else { return Vec::new() };
+    let report = |(device, health): (&str, Health)| DeviceReport {
+        device: device.to_owned(),
+        state: word(health),
+        reason: fault(health),
+    };
+    let devices: Vec<DeviceReport> = served.runner.devices().map(report).collect();
+    if devices.len() > 1 { devices } else { Vec::new() }
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]

@@ -17,6 +17,9 @@ pub enum Precision {
     /// Single precision: equal to the reference within 1e-5.
     #[default]
     F32,
+    /// float16 weights and inputs, sums in f32; on GPUs alone. What is beyond 65,504 overflows: a model of which that is seen
+    /// is refused.
+    F16,
     /// bfloat16 weights and inputs, sums in f32.
     Bf16,
     /// 8-bit weights, one scale per output column, and 8-bit inputs, one scale per token, both rotated; sums in i32. What
@@ -26,18 +29,21 @@ pub enum Precision {
 
 impl Precision {
     /// From the most exact to the smallest.
-    pub const ALL: [Self; 3] = [Self::F32, Self::Bf16, Self::Int8];
+    pub const ALL: [Self; 4] = [Self::F32, Self::F16, Self::Bf16, Self::Int8];
+    /// Those that have kernels for CPUs.
+    pub const ON_CPUS: [Self; 3] = [Self::F32, Self::Bf16, Self::Int8];
 
     /// The name used by `--dtype`, models.toml and in logs.
     pub const fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
+            Self::F16 => "f16",
             Self::Bf16 => "bf16",
             Self::Int8 => "int8",
         }
     }
 
-    /// What an operator wrote. Formats whose range is not that of f32 are no spelling of one that has it.
+    /// What an operator wrote.
     ///
     /// # Errors
     /// Anything but the names and their long forms.
@@ -46,8 +52,8 @@ impl Precision {
             "f32" | "float32" | "fp32" => Ok(Self::F32),
             "bf16" | "bfloat16" => Ok(Self::Bf16),
             "int8" => Ok(Self::Int8),
-            "f16" | "float16" | "fp16" | "half" => Err(UnknownPrecision::Half),
-            _ => Err(UnknownPrecision::Other),
+            "f16" | "float16" | "fp16" | "half" => Ok(Self::F16),
+            _ => Err(UnknownPrecision),
         }
     }
 
@@ -69,7 +75,7 @@ impl Precision {
         match self {
             Self::Int8 if processor_has("avx512bf16") => Self::Bf16,
             Self::Int8 => Self::F32,
-            Self::F32 | Self::Bf16 => self,
+            Self::F32 | Self::F16 | Self::Bf16 => self,
         }
     }
 
@@ -77,7 +83,7 @@ impl Precision {
     pub const fn weight_bytes(self) -> u64 {
         match self {
             Self::F32 => 4,
-            Self::Bf16 => 2,
+            Self::F16 | Self::Bf16 => 2,
             Self::Int8 => 1,
         }
     }
@@ -85,12 +91,8 @@ impl Precision {
 
 /// A number format that there is not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub enum UnknownPrecision {
-    #[error("16-bit floats of this kind overflow in some models and are not computed on CPUs: use bf16 or f32")]
-    Half,
-    #[error("expected f32 (or float32), bf16 (or bfloat16) or int8")]
-    Other,
-}
+#[error("expected f32 (or float32), f16 (or float16; on GPUs), bf16 (or bfloat16) or int8")]
+pub struct UnknownPrecision;
 
 impl fmt::Display for Precision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -131,15 +133,15 @@ impl Compute {
     pub fn roof_over_f32(self) -> f64 {
         match (self.isa, self.precision) {
             (Isa::Amx, Precision::F32) => 16.0 / 6.0,
-            (Isa::Amx, Precision::Bf16) => 16.0,
+            (Isa::Amx, Precision::F16 | Precision::Bf16) => 16.0,
             (Isa::Amx, Precision::Int8) => 32.0,
             (_, Precision::F32) => 1.0,
-            (_, Precision::Bf16) => 2.0,
+            (_, Precision::F16 | Precision::Bf16) => 2.0,
             (_, Precision::Int8) => 4.0,
         }
     }
 
-    /// The formats that this processor can compute on the same instruction set, in the order of [`Precision::ALL`].
+    /// The formats that this processor can compute on the same instruction set, in the order of [`Precision::ON_CPUS`].
     pub fn usable(self) -> Vec<Precision> {
         self.usable_on(processor_has)
     }
@@ -153,7 +155,7 @@ impl Compute {
         // Of the lowest level of this processor's kind that computes it: higher ones have everything anyway.
         let needed = Isa::ALL.into_iter().rev().filter_map(at).find(|needed| !needed.is_empty()).unwrap_or_default();
         let missing: Vec<&'static str> = needed.iter().copied().filter(|feature| !has(feature)).collect();
-        let held_back = missing.is_empty();
+        let held_back = missing.is_empty() && !needed.is_empty();
         Err(UnsupportedPrecision {
             wanted: self,
             features: if held_back { needed.to_vec() } else { missing },
@@ -165,7 +167,7 @@ impl Compute {
     fn usable_on(self, has: fn(&str) -> bool) -> Vec<Precision> {
         let features = |precision: &Precision| Self { precision: *precision, ..self }.features();
         let runs = |precision: &Precision| features(precision).is_some_and(|needed| needed.iter().all(|f| has(f)));
-        Precision::ALL.into_iter().filter(runs).collect()
+        Precision::ON_CPUS.into_iter().filter(runs).collect()
     }
 
     /// What the processor must have beside the instruction set itself; `None` = there are no such kernels. The portable
@@ -173,8 +175,8 @@ impl Compute {
     /// where the processor has more.
     const fn features(self) -> Option<&'static [&'static str]> {
         match (self.isa, self.precision) {
+            (_, Precision::F16) | (Isa::Avx2, Precision::Bf16 | Precision::Int8) => None,
             (Isa::Portable | Isa::Neon | Isa::Amx, _) | (_, Precision::F32) => Some(&[]),
-            (Isa::Avx2, Precision::Bf16 | Precision::Int8) => None,
             (Isa::Avx512, Precision::Bf16) => Some(&["avx512f", "avx512vl", "avx512bw", "avx512bf16"]),
             (Isa::Avx512, Precision::Int8) => Some(&["avx512f", "avx512vl", "avx512bw", "avx512vnni"]),
         }
@@ -198,6 +200,9 @@ impl fmt::Display for UnsupportedPrecision {
         let Self { wanted: Compute { isa, precision }, features, held_back, usable } = self;
         let (features, usable) =
             (features.join(", "), usable.iter().map(|p| p.name()).collect::<Vec<_>>().join(" or "));
+        if *precision == Precision::F16 {
+            return write!(f, "{precision} is computed on GPUs only: use {usable} on this processor, or --device cuda");
+        }
         if *held_back {
             return write!(
                 f,
@@ -234,23 +239,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_name_is_a_spelling_of_itself_and_half_floats_are_told_apart() {
+    fn every_name_is_a_spelling_of_itself() {
         for precision in Precision::ALL {
             assert_eq!(Precision::parse(precision.name()), Ok(precision));
         }
         for (text, expected) in [
             ("float32", Ok(Precision::F32)),
             ("bfloat16", Ok(Precision::Bf16)),
-            ("f16", Err(UnknownPrecision::Half)),
-            ("float16", Err(UnknownPrecision::Half)),
-            ("", Err(UnknownPrecision::Other)),
-            ("INT8", Err(UnknownPrecision::Other)),
-            ("q8_0", Err(UnknownPrecision::Other)),
-            ("auto", Err(UnknownPrecision::Other)),
+            ("float16", Ok(Precision::F16)),
+            ("fp16", Ok(Precision::F16)),
+            ("half", Ok(Precision::F16)),
+            ("", Err(UnknownPrecision)),
+            ("INT8", Err(UnknownPrecision)),
+            ("q8_0", Err(UnknownPrecision)),
+            ("auto", Err(UnknownPrecision)),
         ] {
             assert_eq!(Precision::parse(text), expected, "{text}");
         }
-        assert!(UnknownPrecision::Half.to_string().contains("use bf16 or f32"));
     }
 
     /// Its name, what it has, the level asked for, and what it can compute.
@@ -274,7 +279,7 @@ mod tests {
             ("any Arm", nothing, Neon, &[F32, Bf16, Int8]),
         ];
         for (name, has, isa, usable) in table {
-            for precision in Precision::ALL {
+            for precision in Precision::ON_CPUS {
                 let found = Compute { isa, precision }.check_on(has);
                 assert_eq!(found.is_ok(), usable.contains(&precision), "{name} {precision}: {found:?}");
                 let Err(error) = found else { continue };
@@ -284,6 +289,9 @@ mod tests {
                 assert_eq!(text.contains("leave out --kernel-isa avx2"), name.ends_with("held back"), "{text}");
             }
         }
+        let error = Compute { isa: Avx512, precision: Precision::F16 }.check_on(everything).unwrap_err();
+        let expected = "f16 is computed on GPUs only: use f32 or bf16 or int8 on this processor, or --device cuda";
+        assert_eq!((error.to_string().as_str(), error.held_back), (expected, false));
         let error = Compute { isa: Avx512, precision: Bf16 }.check_on(no_bf16).unwrap_err();
         let expected =
             "bf16 needs avx512bf16, which this processor lacks; with avx512 kernels it can compute f32 or int8";

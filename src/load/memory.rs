@@ -32,7 +32,7 @@ pub fn estimate(folder: &Path, precision: Precision) -> Result<u64, LoadError> {
     let values = files.iter().map(header_values).sum::<Result<u64, ModulesError>>()?;
     let (linear, delicate) = match precision {
         Precision::F32 => (0, 0),
-        Precision::Bf16 | Precision::Int8 => {
+        Precision::F16 | Precision::Bf16 | Precision::Int8 => {
             let config = required_json(&folder.join("config.json"))?;
             let encoder = encoder_spec(&config)?;
             arch::check_sizes(&encoder, &files)?;

@@ -1,19 +1,22 @@
 //! A verified model folder becomes a serving model: configuration read, weights packed, tokenizer framed, self-test
-//! passed, device thread started.
+//! passed, device threads started.
 //!
 //! Runs on the loading thread. Everything that could make a vector silently wrong is an error here, before the model
 //! is called ready.
 
 pub mod describe;
+mod devices;
 pub mod gate;
+mod head;
 pub mod memory;
 pub mod modules;
+pub mod overflow;
 pub mod verify;
 pub mod work;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use thiserror::Error;
@@ -26,25 +29,25 @@ use crate::catalog::ModelSpec;
 use crate::catalog::id::RelPath;
 use crate::config::{BatchConfig, RequestConfig};
 use crate::engine::{Memory, Served};
-use crate::kernel::{Compute, Isa, Linear, PackedMatrix, Precision, Target, UnsupportedPrecision};
+use crate::kernel::{Compute, Isa, Precision, Target, UnsupportedPrecision};
 use crate::observe::metrics::{Metrics, ModelInfo};
 use crate::observe::progress::LoadProgress;
-use crate::pool::{Head, Norm, Step};
 use crate::request::{Dimensions, RequestLimits};
-use crate::runner::warmup::{self, WarmupError};
-use crate::runner::{self, Computation, Device as DeviceThread};
+use crate::runner::warmup::WarmupError;
+use crate::runner::{self, RunnerInfo};
 use crate::source::notes::Notes;
 use crate::threads::Threads;
 use crate::tokenize::load::TokenizerLoadError;
 use crate::tokenize::workers::Workers;
 use crate::tokenize::{Tokenizer, TokenizerSource};
-use crate::weights::{Weights, WeightsError, shown};
-use gate::{Case, GateError};
+use crate::weights::{WeightsError, shown};
+use devices::{Parts, Placed};
+use gate::GateError;
 use modules::prompts::NoSuchPrompt;
-use modules::{DenseModule, LayerNormModule, Modules, ModulesError, StepModule, required_json};
+use modules::{Modules, ModulesError, required_json};
+use overflow::OverflowError;
 
-/// A probe with words, digits, punctuation and a second script; any tokenizer makes several tokens of it.
-const PROBE: &str = "The quick brown fox jumps over 13 lazy dogs; не спеши.";
+pub use devices::Seat;
 
 /// Why a model folder cannot be served.
 #[derive(Debug, Error)]
@@ -57,6 +60,8 @@ pub enum LoadError {
     Precision(#[from] UnsupportedPrecision),
     #[error(transparent)]
     Gate(#[from] GateError),
+    #[error(transparent)]
+    Overflow(#[from] OverflowError),
     #[error(transparent)]
     Prompt(#[from] NoSuchPrompt),
     #[error(transparent)]
@@ -73,6 +78,8 @@ pub enum LoadError {
     Setting { field: &'static str, value: String, reason: String },
     #[error("cannot start the device thread: {0}")]
     Thread(#[from] std::io::Error),
+    #[error("there is no device to compute on")]
+    NoDevice,
 }
 
 /// What every model of the process shares.
@@ -82,18 +89,18 @@ pub struct Shared {
     pub workers: Workers,
     pub metrics: Arc<Metrics>,
     pub isa: Isa,
-    /// Where encoders compute; what is before and behind them stays on the CPU.
-    pub target: Target,
+    /// Where encoders compute, at least one device; what is before and behind them stays on the CPU.
+    pub seats: Vec<Seat>,
     /// Where verdicts on the accuracy of int8 are kept.
     pub notes: Notes,
 }
 
-/// A model ready to serve, and the thread to join when it is closed.
+/// A model ready to serve, and the threads to join when it is closed.
 #[derive(Debug)]
 pub struct Loaded {
     pub served: Served,
     pub memory: Memory,
-    pub thread: std::thread::JoinHandle<()>,
+    pub threads: Vec<std::thread::JoinHandle<()>>,
 }
 
 /// Builds the model that lies in `folder`.
@@ -117,7 +124,7 @@ pub fn load(
     let pool = shared.threads.pool();
     let described = Described::read(&config)?;
     let hidden_size = described.spec.hidden_size;
-    let head = pool.install(|| head(&modules, hidden_size, shared.isa))?;
+    let head = pool.install(|| head::load(&modules, hidden_size, shared.isa))?;
     let limits = limits(spec, &modules, &described.spec, head.dimensions(hidden_size), requests)?;
 
     let model_metrics = shared.metrics.model(&spec.id);
@@ -133,42 +140,43 @@ pub fn load(
         shared.workers.clone(),
         Arc::clone(&model_metrics),
     )?;
-    let probe = tokenizer.encode_probe(PROBE).map_err(LoadError::Probe)?;
-    let mut weight_bytes = 0;
-    let mut build = |compute| -> Result<Computation, LoadError> {
-        let loaded = pool.install(|| described.load(&weight_files, &shared.target, compute, pool))?;
-        weight_bytes = loaded.weight_bytes;
-        Ok(Computation { encoder: loaded.encoder, head: head.clone(), threads: Arc::clone(&shared.threads) })
+    let parts = Parts {
+        model: &spec.id,
+        config: &config,
+        modules: &modules,
+        described: &described,
+        weight_files: &weight_files,
+        compute,
+        head: &head,
+        tokenizer: &tokenizer,
+        dimensions: Dimensions::native(&limits),
     };
-    let mut computation = if compute.precision == Precision::Int8 && matches!(shared.target, Target::Cpu) {
-        progress.enter("comparing int8 with f32".to_owned(), 0);
-        let case = Case {
-            model: &spec.id,
-            compute,
-            rows: gate_rows(&tokenizer)?,
-            dimensions: Dimensions::native(&limits),
-            weights: gate::digest(&config, &modules, &weight_files)?,
-            notes: &shared.notes,
-        };
-        gate::admit(&case, build)?.0
-    } else {
-        build(compute)?
-    };
-    progress.enter("warming up".to_owned(), 0);
-    let canary = warmup::self_test(&mut computation, &probe, Dimensions::native(&limits))?;
-    let forward = canary.took();
-    let tokens_per_second = probe.len() as f64 / forward.as_secs_f64().max(1e-6);
-    let budget = batch_budget((batch, &shared.target), limits.max_tokens, tokens_per_second)?;
+    let mut placed = Placed::load(&parts, shared, progress)?;
+    let (probe_tokens, forward) =
+        placed.slowest().map_or((1, Duration::from_secs(1)), |canary| (canary.n_tokens(), canary.took()));
+    let tokens_per_second = probe_tokens as f64 / forward.as_secs_f64().max(1e-6);
+    let wanted = batch_budget((batch, &shared.seats), limits.max_tokens, tokens_per_second)?;
+    let budget = placed.fit(wanted, limits.max_tokens)?;
+    let device = shared.seats.iter().map(|seat| seat.target.label()).collect::<Vec<_>>();
+    if budget.tokens < wanted.tokens {
+        let (tokens, wanted) = (budget.tokens, wanted.tokens);
+        tracing::warn!(
+            model = spec.id,
+            tokens,
+            wanted,
+            "batches are smaller than wanted: the device has no memory for more"
+        );
+    }
 
     model_metrics.set_info(&ModelInfo {
         revision: revision.unwrap_or("none").to_owned(),
         architecture: described.architecture.clone(),
         dtype: compute.precision.to_string(),
-        device: shared.target.label(),
+        devices: device.clone(),
         pooling: modules.pooling_name(),
         dimensions: limits.dimensions,
     });
-    let memory = memory::measure(weight_bytes, &described.spec, budget.tokens);
+    let memory = memory::measure(placed.weight_bytes, &described.spec, budget.tokens);
     model_metrics.loaded(start.elapsed(), memory.weight_bytes);
     model_metrics.scratch(memory.scratch_bytes);
     tracing::info!(
@@ -181,7 +189,7 @@ pub fn load(
         prompts = limits.prompts.named.len(),
         weight_mib = memory.weight_bytes >> 20,
         scratch_mib = memory.scratch_bytes >> 20,
-        device = shared.target.label(),
+        device = device.join(", "),
         kernels = %shared.isa,
         dtype = %compute.precision,
         batch_tokens = budget.tokens,
@@ -192,23 +200,24 @@ pub fn load(
     let queue_limits =
         QueueLimits { rows: batch.queue_rows, tokens: batch.queue_tokens, timeout: batch.queue_timeout, batch: budget };
     let queue = Queue::new(queue_limits, model_metrics);
-    queue.expect_pace(probe.len(), forward);
+    queue.expect_pace(probe_tokens, forward);
     let bounds = runner::Limits {
         canary_interval: batch.device.canary_interval,
         heartbeat: batch.device.heartbeat,
         longest_row: limits.max_tokens,
         isolation_passes_per_second: batch.device.isolation_passes_per_second,
     };
-    let device = DeviceThread { model: spec.id.clone(), computation, canary, queue: queue.clone(), limits: bounds };
-    let runner = runner::spawn(device, &shared.metrics)?;
-    Ok(Loaded { served: Served { limits, tokenizer, queue, runner: runner.info }, memory, thread: runner.thread })
+    let runners = placed.spawn(&spec.id, (&queue, bounds), shared)?;
+    let (runners, threads): (Vec<_>, Vec<_>) = runners.into_iter().map(|runner| (runner.info, runner.thread)).unzip();
+    let Some(runner) = runners.into_iter().reduce(RunnerInfo::beside) else { return Err(LoadError::NoDevice) };
+    Ok(Loaded { served: Served { limits, tokenizer, queue, runner }, memory, threads })
 }
 
 /// What the model is built for: a format that this processor cannot compute is refused, never replaced.
 fn compute(spec: &ModelSpec, shared: &Shared) -> Result<Compute, UnsupportedPrecision> {
     let isa = shared.isa;
     let compute = Compute { isa, precision: spec.precision() };
-    if !matches!(shared.target, Target::Cpu) {
+    if !shared.seats.iter().any(|seat| matches!(seat.target, Target::Cpu)) {
         // What a GPU computes is known when its encoder is built.
         return Ok(compute);
     }
@@ -218,11 +227,6 @@ fn compute(spec: &ModelSpec, shared: &Shared) -> Result<Compute, UnsupportedPrec
         tracing::warn!(model = spec.id, dtype, "the portable kernels compute this format slowly: f32 is faster here");
     }
     Ok(compute)
-}
-
-/// The gate's texts in the model's own tokens.
-fn gate_rows(tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>, LoadError> {
-    gate::TEXTS.iter().map(|text| tokenizer.encode_probe(text).map_err(LoadError::Probe)).collect()
 }
 
 /// A catalogue entry that speaks of another kind of model than the folder holds was meant for other files.
@@ -254,50 +258,6 @@ fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, LoadError> {
         Err(error) => Err(format(error.to_string()).into()),
     });
     shards.collect()
-}
-
-fn head(modules: &Modules, hidden_size: usize, isa: Isa) -> Result<Head, LoadError> {
-    let mut width = hidden_size * modules.pooling.len();
-    let mut steps = Vec::with_capacity(modules.steps.len());
-    for step in &modules.steps {
-        let takes = |field, wanted: usize| {
-            let reason = format!("the layer before it gives {width} values");
-            let refused = LoadError::Setting { field, value: wanted.to_string(), reason };
-            if wanted == width { Ok(()) } else { Err(refused) }
-        };
-        steps.push(match step {
-            StepModule::Dense(module) => {
-                takes("in_features", module.in_features)?;
-                width = module.out_features;
-                Step::Dense(load_dense(module, isa)?)
-            }
-            StepModule::LayerNorm(module) => {
-                takes("dimension", module.dimension)?;
-                Step::LayerNorm(load_layer_norm(module)?)
-            }
-            StepModule::Normalize => Step::Normalize,
-        });
-    }
-    Ok(Head { pooling: modules.pooling.clone(), steps })
-}
-
-fn load_dense(module: &DenseModule, isa: Isa) -> Result<Linear, WeightsError> {
-    let weights = Weights::open(std::slice::from_ref(&module.weights), str::to_owned)?;
-    let (n, k) = (module.out_features, module.in_features);
-    let weight = weights.take("linear.weight", &[n, k])?;
-    let bias = module.bias.then(|| weights.take("linear.bias", &[n])).transpose()?;
-    weights.refuse_unread(|_| true)?;
-    Ok(Linear { weight: Arc::new(PackedMatrix::pack(n, k, &weight, bias)), activation: module.activation, isa })
-}
-
-fn load_layer_norm(module: &LayerNormModule) -> Result<Norm, WeightsError> {
-    /// torch's default, which sentence-transformers does not change.
-    const EPSILON: f64 = 1e-5;
-    let weights = Weights::open(std::slice::from_ref(&module.weights), str::to_owned)?;
-    let gamma = weights.take("norm.weight", &[module.dimension])?;
-    let beta = weights.take("norm.bias", &[module.dimension])?;
-    weights.refuse_unread(|_| true)?;
-    Ok(Norm { gamma, beta, epsilon: EPSILON })
 }
 
 fn limits(
@@ -344,12 +304,13 @@ fn limits(
 /// batch before its own, and never more than the kernels need to run at full speed: without padding, larger batches gain
 /// nothing. One row of the longest kind always fits.
 fn batch_budget(
-    (batch, target): (&BatchConfig, &Target),
+    (batch, seats): (&BatchConfig, &[Seat]),
     max_tokens: usize,
     tokens_per_second: f64,
 ) -> Result<Budget, LoadError> {
+    let full_speed = seats.iter().map(|seat| seat.target.full_speed_tokens()).max().unwrap_or(1);
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to a small positive number")]
-    let a_second = tokens_per_second.clamp(1.0, target.full_speed_tokens() as f64) as usize;
+    let a_second = tokens_per_second.clamp(1.0, full_speed as f64) as usize;
     let tokens = batch.max_batch_tokens.unwrap_or(a_second.max(max_tokens));
     if tokens < max_tokens {
         return Err(LoadError::BatchTooSmall { row: max_tokens, batch: tokens });

@@ -34,6 +34,13 @@ impl Canary {
         self.probe.len()
     }
 
+    /// How far the vector is from that of the same probe elsewhere: the largest difference of one value, and the largest value.
+    pub(super) fn apart(&self, other: &Self) -> (f32, f32) {
+        let pairs = self.golden.as_slice().iter().zip(other.golden.as_slice());
+        let difference = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        (difference, self.golden.as_slice().iter().map(|a| a.abs()).fold(0.0, f32::max))
+    }
+
     /// Time of a forward pass, per token.
     pub(super) fn pace(&self) -> Duration {
         let n_tokens = u32::try_from(self.probe.len()).unwrap_or(u32::MAX).max(1);

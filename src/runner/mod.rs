@@ -1,8 +1,12 @@
-//! The device thread of one model, seen from outside: start it, ask how it is.
+//! The device threads of one model, seen from outside: start them, ask how they are. There is one for each device that the
+//! model computes on, and all of them take their batches from the same queue.
 //!
-//! The thread owns the encoder; nothing else ever calls it, so there is no lock to poison and a panic costs one row. It
+//! A thread owns its encoder; nothing else ever calls it, so there is no lock to poison and a panic costs one row. It
 //! proves that it works: whenever no forward pass has succeeded for a while, it computes its [`canary`], so a thread
 //! that is called ready has given a right vector a moment ago.
+//!
+//! A model is what its worst device is: one that fails takes the model with it, and is named. Going on with the others
+//! would hide that a part of the machine is gone.
 
 pub mod canary;
 pub mod isolate;
@@ -32,21 +36,21 @@ pub struct Limits {
     pub isolation_passes_per_second: u32,
 }
 
-/// What a model's device thread is like now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What a model's device thread is like now, from the best to the worst.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Health {
     /// A forward pass succeeded lately and none is overdue.
     Ready,
     /// A forward pass, the canary's or another, should have ended this long ago.
     Stalled { overdue: Duration, canary: bool },
-    /// What it computes cannot be trusted any more; the process has to end.
-    Broken(Breakage),
     /// The thread has ended.
     Dead,
+    /// What it computes cannot be trusted any more; the process has to end.
+    Broken(Breakage),
 }
 
 /// Why a device cannot be trusted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Breakage {
     /// The canary has another vector than when the model was loaded.
     CanaryMismatch,
@@ -56,16 +60,34 @@ pub enum Breakage {
     DeviceLost,
 }
 
-/// A model's device thread, as the rest of the process knows it.
+/// A model's device threads, as the rest of the process knows them: at least one.
 #[derive(Debug, Clone)]
 pub struct RunnerInfo {
-    pulse: Arc<Pulse>,
+    /// Each with its device's name.
+    pulses: Vec<(String, Arc<Pulse>)>,
 }
 
 impl RunnerInfo {
-    /// Read without touching the device thread: health never waits behind work.
+    /// The threads of both.
+    #[must_use]
+    pub fn beside(mut self, other: Self) -> Self {
+        self.pulses.extend(other.pulses);
+        self
+    }
+
+    /// The worst of all devices. Read without touching the device threads: health never waits behind work.
     pub fn health(&self) -> Health {
-        self.pulse.health()
+        self.pulses.iter().map(|(_, pulse)| pulse.health()).max().unwrap_or(Health::Dead)
+    }
+
+    /// Every device by its name.
+    pub fn devices(&self) -> impl Iterator<Item = (&str, Health)> {
+        self.pulses.iter().map(|(device, pulse)| (device.as_str(), pulse.health()))
+    }
+
+    /// The device that [`Self::health`] speaks of.
+    pub fn worst(&self) -> &str {
+        self.pulses.iter().max_by_key(|(_, pulse)| pulse.health()).map_or("", |(device, _)| device.as_str())
     }
 }
 

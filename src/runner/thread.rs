@@ -16,13 +16,13 @@ use crate::request::RowShape;
 use crate::runner::isolate::{Isolated, Isolation};
 use crate::runner::pulse::{Pulse, Purpose};
 use crate::runner::{Breakage, Canary, Limits, RunnerInfo};
-use crate::threads::Threads;
+use crate::threads::Turns;
 
-/// One model's computation: encoder and head, and the CPU budget they run on.
+/// One model's computation on one device: encoder and head, and whose turn it is there.
 pub struct Computation {
     pub encoder: Box<dyn Encoder>,
     pub head: Head,
-    pub threads: Arc<Threads>,
+    pub turns: Arc<Turns>,
 }
 
 impl std::fmt::Debug for Computation {
@@ -52,7 +52,7 @@ impl Computation {
     /// The batch as a whole failed; which row is to blame is not known here.
     pub fn run(&mut self, rows: &[&[u32]], shapes: &[RowShape]) -> Result<Vectors, BatchError> {
         let batch = PackedBatch::new(rows.iter().copied());
-        let Self { encoder, head, threads: _ } = self;
+        let Self { encoder, head, turns: _ } = self;
         let forward = || -> Result<Vectors, EncoderError> {
             let skips: Vec<usize> = shapes.iter().map(|shape| shape.skip).collect();
             let pooled = encoder.pooled(&batch, &head.ways(), &skips)?;
@@ -71,10 +71,13 @@ impl Computation {
 /// What one device thread owns.
 #[derive(Debug)]
 pub struct Device {
-    /// Its name in logs and metrics.
+    /// The model's name in logs and metrics.
     pub model: String,
+    /// The device's own name.
+    pub device: String,
     pub computation: Computation,
     pub canary: Canary,
+    /// For this device: its number there is its number in the metrics.
     pub queue: Queue,
     pub limits: Limits,
 }
@@ -92,7 +95,7 @@ pub struct Runner {
 /// The operating system refused the thread.
 pub fn spawn(device: Device, metrics: &Arc<Metrics>) -> std::io::Result<Runner> {
     let pulse = Arc::new(Pulse::new(device.limits, device.canary.pace()));
-    let info = RunnerInfo { pulse: Arc::clone(&pulse) };
+    let info = RunnerInfo { pulses: vec![(device.device.clone(), Arc::clone(&pulse))] };
     let end = End { pulse: Arc::clone(&pulse), queue: device.queue.clone() };
     let isolation = Isolation::new(device.limits.isolation_passes_per_second);
     let (own, metrics) = (metrics.model(&device.model), Arc::clone(metrics));
@@ -145,10 +148,10 @@ impl Serving {
 
     /// Computes the canary.
     fn check(&mut self) -> Result<(), Breakage> {
-        let Device { model, computation, canary, .. } = &mut self.device;
-        let threads = Arc::clone(&computation.threads);
+        let Device { model, device, computation, canary, .. } = &mut self.device;
+        let turns = Arc::clone(&computation.turns);
         let work = self.pulse.begin();
-        let _turn = threads.take_turn();
+        let _turn = turns.take();
         work.compute(canary.n_tokens(), Purpose::Canary);
         let result = canary.check(computation);
         self.own.canary(match result {
@@ -161,7 +164,9 @@ impl Serving {
                 self.pulse.succeeded();
                 self.own.success_now();
             }
-            Err(breakage) => tracing::error!(model, reason = breakage.describe(), "the device cannot be trusted"),
+            Err(breakage) => {
+                tracing::error!(model, device, reason = breakage.describe(), "the device cannot be trusted");
+            }
         }
         result
     }
@@ -169,22 +174,23 @@ impl Serving {
     /// Computes one batch and answers its rows.
     fn compute(&mut self, jobs: Vec<Job>) -> Result<(), Breakage> {
         let Self { device, pulse, isolation, metrics, own } = self;
-        let Device { model, computation, queue, limits, canary: _ } = device;
+        let Device { model, device, computation, queue, limits, canary: _ } = device;
+        let number = queue.device();
         let rows: Vec<&[u32]> = jobs.iter().map(Job::ids).collect();
         let shapes: Vec<RowShape> = jobs.iter().map(Job::shape).collect();
         let (n_rows, n_tokens) = (rows.len(), tokens(&rows));
         let start = Instant::now();
-        let threads = Arc::clone(&computation.threads);
+        let turns = Arc::clone(&computation.turns);
         let mut lost: Option<String> = None;
         let Isolated { rows: results, refused, quarantined } = isolation.run(&rows, &shapes, |rows, shapes| {
             if let Some(reason) = &lost {
                 return Err(BatchError::Lost(reason.clone()));
             }
             let work = pulse.begin();
-            let _turn = threads.take_turn();
+            let _turn = turns.take();
             work.compute(tokens(rows), Purpose::Rows);
             computation.run(rows, shapes).inspect_err(|error| {
-                report(model, error, rows.len(), (metrics, own));
+                report((model, device), error, rows.len(), (metrics, own, number));
                 match error {
                     BatchError::Lost(reason) => lost = Some(reason.clone()),
                     BatchError::OutOfMemory => queue.lower_batch_tokens((tokens(rows) / 2).max(limits.longest_row)),
@@ -198,7 +204,7 @@ impl Serving {
             pulse.broke(Breakage::DeviceLost);
         }
         queue.batch_done(n_tokens, took);
-        own.batch_done(n_rows, n_tokens, took);
+        own.batch_done(number, (n_rows, n_tokens), took);
         own.ran(took);
         if results.iter().any(Result::is_ok) {
             pulse.succeeded();
@@ -226,28 +232,38 @@ fn tokens(rows: &[&[u32]]) -> usize {
 }
 
 /// Logged once, here, where the failure is handled; never the input.
-fn report(model: &str, error: &BatchError, rows: usize, (metrics, own): (&Metrics, &ModelMetrics)) {
+fn report(
+    (model, device): (&str, &str),
+    error: &BatchError,
+    rows: usize,
+    (metrics, own, number): (&Metrics, &ModelMetrics, usize),
+) {
     match error {
         BatchError::OutOfMemory => {
             own.batch_split(Split::Oom);
-            own.batch_failed(BatchFailure::Oom);
-            tracing::warn!(model, rows, "out of device memory; splitting the batch, and smaller ones from now on");
+            own.batch_failed(number, BatchFailure::Oom);
+            tracing::warn!(
+                model,
+                device,
+                rows,
+                "out of device memory; splitting the batch, and smaller ones from now on"
+            );
         }
         BatchError::Lost(reason) => {
-            own.batch_failed(BatchFailure::Device);
-            tracing::error!(model, rows, reason, "the device is lost");
+            own.batch_failed(number, BatchFailure::Device);
+            tracing::error!(model, device, rows, reason, "the device is lost");
         }
         BatchError::Failed(error) => {
             own.batch_split(Split::Isolate);
-            own.batch_failed(BatchFailure::Device);
-            tracing::error!(model, rows, %error, "forward pass failed; isolating the row");
+            own.batch_failed(number, BatchFailure::Device);
+            tracing::error!(model, device, rows, %error, "forward pass failed; isolating the row");
         }
         // The message may quote the input: the place of the panic is in the log already.
         BatchError::Panicked(_) => {
             own.batch_split(Split::Isolate);
             metrics.panicked(PanicThread::Runner);
-            own.batch_failed(BatchFailure::Panic);
-            tracing::error!(model, rows, "forward pass panicked; isolating the row");
+            own.batch_failed(number, BatchFailure::Panic);
+            tracing::error!(model, device, rows, "forward pass panicked; isolating the row");
         }
     }
 }

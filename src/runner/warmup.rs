@@ -5,6 +5,8 @@ use std::time::Instant;
 
 use thiserror::Error;
 
+use crate::arch::EncoderError;
+use crate::batch::plan::Budget;
 use crate::pool::FiniteRow;
 use crate::request::{Dimensions, RowShape};
 use crate::runner::Canary;
@@ -21,6 +23,12 @@ pub enum WarmupError {
     NotRepeatable,
     #[error("a row's vector changes with its neighbours (by {difference:e}): the kernels are broken on this machine")]
     NotInvariant { difference: f32 },
+    #[error("two devices give a known text vectors that differ by {difference:e}: one of them is broken")]
+    DevicesDiffer { difference: f32 },
+    #[error(
+        "the device has no memory for one text of {tokens} tokens: lower --max-model-len, or serve fewer models there"
+    )]
+    NoRoom { tokens: usize },
 }
 
 /// Computes `probe` twice alone and once between copies of its own prefixes, where it may move as far as the encoder's
@@ -50,6 +58,33 @@ pub fn self_test(computation: &mut Computation, probe: &[u32], dimensions: Dimen
             Ok(Canary::new(probe, dimensions, alone, took))
         }
         _ => Err(WarmupError::Failed("no vector came back".to_owned())),
+    }
+}
+
+/// Whether two devices compute the same: a row may move as far as it may with its company.
+///
+/// # Errors
+/// [`WarmupError::DevicesDiffer`].
+pub fn compare(first: &Canary, other: &Canary, company_bound: f32) -> Result<(), WarmupError> {
+    let (difference, largest) = first.apart(other);
+    // Written so that a NaN, which compares with nothing, is refused.
+    if difference <= company_bound * largest { Ok(()) } else { Err(WarmupError::DevicesDiffer { difference }) }
+}
+
+/// Takes the device's memory for the largest batch, and lowers the budget until there is enough: halves of it, and never less
+/// than the longest row. What is taken stays, so that a busy device does not find out later.
+///
+/// # Errors
+/// [`WarmupError::NoRoom`], or the device failed.
+pub fn fit(computation: &mut Computation, budget: Budget, longest_row: usize) -> Result<Budget, WarmupError> {
+    let mut tokens = budget.tokens;
+    loop {
+        match computation.encoder.reserve(tokens, budget.rows.min(tokens)) {
+            Ok(()) => return Ok(Budget { tokens, ..budget }),
+            Err(EncoderError::OutOfMemory) if tokens > longest_row => tokens = (tokens / 2).max(longest_row),
+            Err(EncoderError::OutOfMemory) => return Err(WarmupError::NoRoom { tokens }),
+            Err(error) => return Err(WarmupError::Failed(error.to_string())),
+        }
     }
 }
 

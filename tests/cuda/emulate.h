@@ -59,8 +59,36 @@ template <typename V> V __shfl_xor_sync(unsigned mask, V value, int distance) {
     return __shfl_sync(mask, value, int(lane() ^ unsigned(distance)));
 }
 
-// mma.sync.m16n8k16 of bfloat16, from its definition: fragments are gathered from all lanes, products summed in float.
-void emulated_mma(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1);
+// cvt.f32.f16 and cvt.rn.f16.f32 by their definition: in double every step is exact.
+inline float emulated_widen(unsigned short bits) {
+    const int exponent = bits >> 10 & 31, fraction = bits & 1023;
+    const double value = exponent == 0 ? std::ldexp(fraction, -24)
+        : exponent < 31                ? std::ldexp(1024 + fraction, exponent - 25)
+        : fraction                     ? double(NAN)
+                                       : double(INFINITY);
+    return float(bits & 0x8000 ? -value : value);
+}
+
+inline unsigned short emulated_narrow(float value) {
+    const unsigned short sign = std::signbit(value) ? 0x8000 : 0;
+    const double size = std::fabs(double(value));
+    if (std::isnan(value)) return 0x7fff;
+    if (size == 0) return sign;
+    // Halfway to the number that would follow the largest one, ties to even: infinity.
+    if (size >= 65520.0) return sign | 0x7c00;
+    int exponent = 0;
+    std::frexp(size, &exponent);
+    // A unit in the last place; subnormal numbers all have the same.
+    exponent = max(exponent - 11, -24);
+    const auto units = unsigned(std::nearbyint(std::ldexp(size, -exponent)));
+    // With the implicit bit in it, and with what rounding carried into it, the exponent counts itself.
+    return sign | (unsigned short)(units + (unsigned(exponent + 24) << 10));
+}
+
+// mma.sync.m16n8k16, from its definition: fragments are gathered from all lanes, products summed in float. `widen` reads the
+// lower half of its argument.
+void emulated_mma(
+    float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, const std::function<float(unsigned)>& widen);
 
 // Runs `before` for every block, and `thread` for each of its threads.
 void launch(

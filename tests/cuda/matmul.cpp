@@ -1,15 +1,15 @@
 // The part of cublasLt's interface that the server uses: op(a)·op(b) + bias, column-major, as its documentation says.
 
-#include <cstdint>
-#include <cstring>
+#include "emulate.h"
+
 #include <vector>
 
 namespace {
 
 using Status = int;
-constexpr Status SUCCESS = 0, NOT_SUPPORTED = 15;
+constexpr Status SUCCESS = 0, EXECUTION_FAILED = 13, NOT_SUPPORTED = 15;
 // cudaDataType and cublasLtMatmulDescAttributes_t.
-constexpr int R_32F = 0, R_16BF = 14, TRANSA = 3, TRANSB = 4, EPILOGUE = 7, BIAS_POINTER = 8, EPILOGUE_BIAS = 4;
+constexpr int R_32F = 0, R_16F = 2, R_16BF = 14, TRANSA = 3, TRANSB = 4, EPILOGUE = 7, BIAS_POINTER = 8, EPILOGUE_BIAS = 4;
 
 struct Layout {
     int type;
@@ -24,10 +24,8 @@ struct Description {
 
 float get(const void* values, int type, size_t index) {
     if (type == R_32F) return static_cast<const float*>(values)[index];
-    const uint32_t bits = uint32_t(static_cast<const uint16_t*>(values)[index]) << 16;
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
+    const uint16_t bits = static_cast<const uint16_t*>(values)[index];
+    return type == R_16F ? emulated_widen(bits) : __uint_as_float(unsigned(bits) << 16);
 }
 
 void put(void* values, int type, size_t index, float value) {
@@ -35,9 +33,9 @@ void put(void* values, int type, size_t index, float value) {
         static_cast<float*>(values)[index] = value;
         return;
     }
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    static_cast<uint16_t*>(values)[index] = uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    const unsigned bits = __float_as_uint(value);
+    static_cast<uint16_t*>(values)[index] =
+        type == R_16F ? emulated_narrow(value) : uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
 // A matrix as rows of `depth` values, whichever way it lies.
@@ -55,11 +53,14 @@ std::vector<float> gathered(const void* values, const Layout& layout, bool colum
 
 extern "C" {
 
+// Of the driver: what a stream has put off comes first.
+Status cuStreamSynchronize(void* stream);
+
 Status cublasLtCreate(void** handle) { return *handle = new int(1), SUCCESS; }
 Status cublasLtDestroy(void* handle) { return delete static_cast<int*>(handle), SUCCESS; }
 
 Status cublasLtMatrixLayoutCreate(void** layout, int type, uint64_t rows, uint64_t columns, int64_t leading) {
-    if (type != R_32F && type != R_16BF) return NOT_SUPPORTED;
+    if (type != R_32F && type != R_16F && type != R_16BF) return NOT_SUPPORTED;
     return *layout = new Layout{type, rows, columns, leading}, SUCCESS;
 }
 Status cublasLtMatrixLayoutSetAttribute(void* layout, int attribute, const void* value, size_t size) {
@@ -106,7 +107,8 @@ Status cublasLtMatmulAlgoGetHeuristic(
 
 Status cublasLtMatmul(
     void*, void* description, const float* alpha, const void* a, void* a_layout, const void* b, void* b_layout,
-    const float* beta, const void*, void*, void* d, void* d_layout, const void*, void*, size_t, void*) {
+    const float* beta, const void*, void*, void* d, void* d_layout, const void*, void*, size_t, void* stream) {
+    if (const Status status = cuStreamSynchronize(stream)) return status == 700 ? EXECUTION_FAILED : NOT_SUPPORTED;
     const auto& desc = *static_cast<Description*>(description);
     const auto &of_a = *static_cast<Layout*>(a_layout), &of_b = *static_cast<Layout*>(b_layout);
     const auto& of_d = *static_cast<Layout*>(d_layout);

@@ -143,8 +143,9 @@ uint64_t exchange(uint64_t mine, unsigned from) {
     return neighbour(from).given[met(slot)].word;
 }
 
-void emulated_mma(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-    const auto half = [](unsigned pair, unsigned which) { return __uint_as_float((which ? pair >> 16 : pair) << 16); };
+void emulated_mma(
+    float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, const std::function<float(unsigned)>& widen) {
+    const auto half = [&](unsigned pair, unsigned which) { return widen((which ? pair >> 16 : pair) & 0xffff); };
     unsigned slot = next_slot();
     auto& mine = threads[current]->given[slot].fragments;
     std::copy(a, a + 4, mine);

@@ -270,6 +270,7 @@ fn has_instructions(precision: Precision) -> bool {
     #[cfg(target_arch = "x86_64")]
     return match precision {
         Precision::F32 => true,
+        Precision::F16 => false,
         Precision::Bf16 => is_x86_feature_detected!("avx512bf16"),
         Precision::Int8 => is_x86_feature_detected!("avx512vnni"),
     };
@@ -286,10 +287,10 @@ fn every_number_format_is_as_exact_as_it_promises_over_odd_shapes() {
         let layer = Layer::new(&mut random, n, k);
         let x = random.floats(m * k, 1.0);
         let expected = layer.reference(&widen(&x), Activation::Gelu);
-        for precision in Precision::ALL {
+        for precision in Precision::ON_CPUS {
             let bound = match precision {
                 Precision::F32 => 1e-5,
-                Precision::Bf16 => 1.5e-2,
+                Precision::F16 | Precision::Bf16 => 1.5e-2,
                 Precision::Int8 => 4e-2,
             };
             let found: Vec<Vec<f32>> = levels()
@@ -320,7 +321,7 @@ fn a_row_has_the_same_bits_in_any_company_in_every_format() {
     let (k, n) = (160, 112);
     let layer = Layer::new(&mut random, n, k);
     let x = random.floats(150 * k, 1.0);
-    for precision in Precision::ALL {
+    for precision in Precision::ON_CPUS {
         for isa in levels().filter(|isa| *isa != Isa::Avx512 || has_instructions(precision)) {
             let packed = layer.packed(precision, Activation::Gelu).weight;
             let product = |x: &[f32]| embedserve::kernel::cpu::linear::linear_rows(isa, x, &packed, Activation::Gelu);
@@ -342,7 +343,7 @@ fn a_nan_stays_in_its_row_and_visible() {
     for poison in [f32::NAN, f32::INFINITY] {
         let mut x = clean.clone();
         x[4 * k + 77] = poison;
-        for precision in Precision::ALL {
+        for precision in Precision::ON_CPUS {
             for isa in levels().filter(|isa| *isa != Isa::Avx512 || has_instructions(precision)) {
                 let packed = layer.packed(precision, Activation::None).weight;
                 let product =

@@ -55,10 +55,9 @@ fn the_flag_wins_over_the_catalogue_and_the_catalogue_over_f32() {
 #[test]
 fn an_unknown_format_is_refused_with_the_choices() {
     for (value, wanted) in [
-        ("f16", "use bf16 or f32"),
-        ("float16", "use bf16 or f32"),
-        ("int4", "expected f32 (or float32), bf16 (or bfloat16) or int8"),
-        ("BF16", "expected f32 (or float32), bf16 (or bfloat16) or int8"),
+        ("int4", "expected f32 (or float32), f16 (or float16; on GPUs), bf16 (or bfloat16) or int8"),
+        ("BF16", "bf16 (or bfloat16) or int8"),
+        ("F16", "expected f32"),
         ("", "expected f32"),
     ] {
         let error = resolved(&["--dtype", value]).unwrap_err();
@@ -72,6 +71,27 @@ fn an_unknown_format_is_refused_with_the_choices() {
     }
     let text = format!("[[model]]\nid = \"a/b\"\ndtype = 8\n{SOURCE}\n");
     assert!(schema::parse("x.toml", &text).unwrap_err().to_string().contains("expected a string"));
+}
+
+#[test]
+fn float16_is_refused_on_processors_with_the_ways_out() {
+    for spelling in ["f16", "float16", "fp16", "half"] {
+        let error = resolved(&["--dtype", spelling, "--kernel-isa", "portable", "--device", "cpu"]).unwrap_err();
+        let text = error.to_string();
+        assert!(matches!(&error, ConfigError::Dtype { model, .. } if model == "plain"), "{text}");
+        assert!(text.contains("GPUs only") && text.contains("bf16") && text.contains("--device cuda"), "{text}");
+    }
+    // Who does not come through the configuration is refused as well.
+    let folder = TinyModel::default().write();
+    let spec = ModelSpec { dtype: Some(Precision::F16), ..spec(folder.path()) };
+    let (shared, progress) = (shared_with(1, Isa::Portable), LoadProgress::default());
+    let error = load::load(&spec, folder.path(), None, (&requests(), &batches()), (&shared, &progress)).unwrap_err();
+    assert!(matches!(error, LoadError::Precision(_)), "{error}");
+    let config = serde_json::from_slice(&std::fs::read(folder.path().join("config.json")).unwrap()).unwrap();
+    let compute = Compute { isa: Isa::Portable, precision: Precision::F16 };
+    let files = [folder.path().join("model.safetensors")];
+    let error = arch::load(&config, &files, &Target::Cpu, compute, Threads::new(1).unwrap().pool()).unwrap_err();
+    assert!(error.to_string().contains("GPUs only"), "{error}");
 }
 
 #[test]
@@ -118,7 +138,7 @@ fn the_estimate_counts_linear_layers_in_their_format_and_tables_in_f32() {
         let spec = ModelSpec { dtype: Some(dtype), ..spec(folder.path()) };
         describe(&spec, folder.path(), &requests(), Isa::Portable).unwrap()
     };
-    for dtype in Precision::ALL {
+    for dtype in Precision::ON_CPUS {
         assert_eq!((described(dtype).precision, described(dtype).weight_bytes), (dtype, estimate(dtype)));
     }
 }
@@ -129,7 +149,7 @@ fn what_is_held_is_what_was_estimated() {
     let folder = TinyModel { hidden: 256, layers: 3, ..TinyModel::default() }.write();
     let config = serde_json::from_slice(&std::fs::read(folder.path().join("config.json")).unwrap()).unwrap();
     let (files, threads) = ([folder.path().join("model.safetensors")], Threads::new(1).unwrap());
-    for precision in Precision::ALL {
+    for precision in Precision::ON_CPUS {
         let compute = Compute { isa: Isa::Portable, precision };
         let held = arch::load(&config, &files, &Target::Cpu, compute, threads.pool()).unwrap().weight_bytes as f64;
         let estimate = memory::estimate(folder.path(), precision).unwrap() as f64;
@@ -142,7 +162,7 @@ fn what_is_held_is_what_was_estimated() {
 fn every_family_shrinks() {
     let models = std::fs::read_dir(golden::folder().join("models")).unwrap().map(|entry| entry.unwrap().path());
     let check = |folder: &Path| {
-        let [exact, half, small] = Precision::ALL.map(|precision| memory::estimate(folder, precision).unwrap());
+        let [exact, half, small] = Precision::ON_CPUS.map(|precision| memory::estimate(folder, precision).unwrap());
         // What bf16 saves is half of the linear layers.
         assert!(
             half < exact && small < half && (exact - half) % 2 == 0,
@@ -185,6 +205,6 @@ fn loading_says_which_format_and_that_the_portable_kernels_are_slow() {
         assert!(said.contains(&format!("\"dtype\":\"{dtype}\"")) && said.contains("model loaded"), "{said}");
         assert_eq!(said.contains("slowly"), slow, "{said}");
         loaded.served.queue.close();
-        loaded.thread.join().unwrap();
+        loaded.threads.into_iter().for_each(|thread| thread.join().unwrap());
     }
 }

@@ -17,7 +17,6 @@ use embedserve::observe::progress::LoadProgress;
 use embedserve::pool::{Head, PoolingMode, Step};
 use embedserve::runner::Computation;
 use embedserve::source::notes::Notes;
-use embedserve::threads::Threads;
 
 use crate::support::device::native;
 use crate::support::evil::{self, Evil, HIDDEN};
@@ -44,7 +43,7 @@ impl Encoder for Noisy {
 
 fn computation(encoder: Box<dyn Encoder>) -> Computation {
     let head = Head { pooling: vec![PoolingMode::Mean], steps: vec![Step::Normalize] };
-    Computation { encoder, head, threads: Arc::new(Threads::new(1).unwrap()) }
+    Computation { encoder, head, turns: Arc::default() }
 }
 
 fn case(notes: &Notes) -> Case<'_> {
@@ -273,7 +272,7 @@ fn a_model_is_judged_when_it_is_loaded() {
         match load::load(&spec, folder, None, (&requests(), &batches()), (&shared, &LoadProgress::default())) {
             Ok(loaded) => {
                 loaded.served.queue.close();
-                loaded.thread.join().unwrap();
+                loaded.threads.into_iter().for_each(|thread| thread.join().unwrap());
                 String::new()
             }
             Err(error @ LoadError::Gate(GateError::Refused { .. })) => error.to_string(),

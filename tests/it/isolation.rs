@@ -8,7 +8,6 @@ use embedserve::batch::{RowFailure, SubmitError};
 use embedserve::pool::{Head, PoolingMode};
 use embedserve::runner::warmup::{self, WarmupError};
 use embedserve::runner::{Breakage, Computation, Health, Limits};
-use embedserve::threads::Threads;
 
 use crate::support::device::{TestDevice, bounds, limits, native, soon, until};
 use crate::support::evil::{BLOCK, COMPANION, DIE, ERROR, Evil, Fault, LOST, NAN, PANIC, SHY, TOO_BIG, expected};
@@ -276,8 +275,7 @@ fn a_device_that_fails_its_self_test_never_serves() {
         let evil = Evil::default();
         evil.fault(fault);
         let head = Head { pooling: vec![PoolingMode::Mean], steps: Vec::new() };
-        let threads = Arc::new(Threads::new(1).unwrap());
-        let mut computation = Computation { encoder: evil.encoder(), head, threads };
+        let mut computation = Computation { encoder: evil.encoder(), head, turns: Arc::default() };
         let error = warmup::self_test(&mut computation, probe, native()).unwrap_err();
         assert!(is_expected(&error), "case {index}: {error}");
     }

@@ -46,6 +46,7 @@ mod queue;
 mod real;
 mod reliability;
 mod roles;
+mod several_devices;
 mod several_models;
 mod supply;
 mod support;

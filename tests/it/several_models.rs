@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use embedserve::config::Config;
 use embedserve::runner::{Health, Limits};
-use embedserve::threads::Threads;
+use embedserve::threads::Turns;
 use tempfile::TempDir;
 
 use crate::support::device::{TestDevice, bounds, limits, soon, until};
@@ -364,10 +364,10 @@ async fn memory_is_reported_and_can_be_limited() {
 // I-06: the stall limit is for a forward pass, not for the turn before it.
 #[tokio::test]
 async fn waiting_for_another_model_is_not_a_stall() {
-    let threads = Arc::new(Threads::new(1).unwrap());
+    let turns: Arc<Turns> = Arc::default();
     let within = |heartbeat| Limits { heartbeat, ..bounds() };
-    let hanging = TestDevice::start_on(limits(), within(Duration::from_millis(60)), Arc::clone(&threads));
-    let patient = TestDevice::start_on(limits(), within(Duration::from_millis(1)), threads);
+    let hanging = TestDevice::start_on(limits(), within(Duration::from_millis(60)), Arc::clone(&turns));
+    let patient = TestDevice::start_on(limits(), within(Duration::from_millis(1)), turns);
     let blocker = hanging.submit(&[&[BLOCK]]).unwrap();
     until("the first model has its turn", || hanging.evil.batches().len() == 1).await;
     let waiting = patient.submit(&[&[1]]).unwrap();

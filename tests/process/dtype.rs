@@ -8,7 +8,7 @@ use crate::support::tiny_model::TinyModel;
 #[test]
 fn a_format_that_cannot_be_computed_is_a_usage_error_with_the_alternatives() {
     let mut cases: Vec<(&[&str], &[&str])> = vec![
-        (&["--dtype", "f16"], &["--dtype = f16", "use bf16 or f32"]),
+        (&["--dtype", "f16", "--device", "cpu"], &["f16", "GPUs only", "bf16", "--device cuda"]),
         (&["--dtype", "int4"], &["--dtype = int4", "f32", "bf16", "int8"]),
     ];
     if Isa::Avx2.is_supported() {

@@ -11,6 +11,8 @@ mod bench;
 mod binary;
 mod bundles;
 mod command_line;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod downloads;
 mod dtype;
 mod keys;

@@ -17,7 +17,7 @@ use crate::cli::{ServeArgs, SourceArgs, VerifyArgs};
 use crate::config::{self, BatchConfig, Environment, RequestConfig, SourceConfig};
 use crate::load::verify::second::{Second, against_candle};
 use crate::load::verify::{Comparison, golden, published};
-use crate::load::{self, Shared};
+use crate::load::{self, Seat, Shared};
 use crate::observe::metrics::Metrics;
 use crate::observe::progress::LoadProgress;
 use crate::source::{self, notes::Notes};
@@ -92,12 +92,13 @@ impl Bench {
         let (progress, stop) = (LoadProgress::default(), AtomicBool::new(false));
         let folder = source::obtain(spec, &self.sources, &progress, &stop).context("cannot fetch")?;
         let metrics = Metrics::new(std::slice::from_ref(&spec.id));
+        let threads = Arc::new(Threads::new(self.batch.threads)?);
         let shared = Shared {
-            threads: Arc::new(Threads::new(self.batch.threads)?),
+            seats: Seat::all(&self.batch.place.targets, &threads),
+            threads,
             workers: Workers::new(self.batch.threads, &metrics)?,
             metrics,
             isa: self.batch.isa,
-            target: self.batch.place.target.clone(),
             notes: Notes::new(&self.sources),
         };
         let revision = folder.revision.as_deref();

@@ -42,8 +42,8 @@ pub(super) fn check(spec: &EncoderSpec, format: Format) -> Result<(), ArchError>
     }
     match format {
         Format::F32 if spec.head_size > MAX_HEAD => refuse("head size", spec.head_size),
-        Format::Bf16 if !HEAD_SIZES.contains(&spec.head_size) => refuse("head size", spec.head_size),
-        Format::F32 | Format::Bf16 => Ok(()),
+        Format::F16 | Format::Bf16 if !HEAD_SIZES.contains(&spec.head_size) => refuse("head size", spec.head_size),
+        Format::F32 | Format::F16 | Format::Bf16 => Ok(()),
     }
 }
 
@@ -59,8 +59,12 @@ pub(super) fn tables(device: &Device, embed: &Embed) -> Result<Tables, CudaError
     })
 }
 
-/// A linear layer on the device, in its format.
+/// A linear layer on the device, in its format. A weight that would be infinite there is an error, not an infinity.
 pub(super) fn upload(device: &Device, format: Format, stored: &StoredLinear) -> Result<Weight, ArchError> {
-    let bias = stored.bias.as_ref().map(|bias| format.upload(device, bias)).transpose()?;
-    Ok(Weight { shape: stored.shape, values: format.upload(device, &stored.weight)?, bias })
+    let put = |values: &[f32]| match format.overflow(values) {
+        Some(value) => Err(ArchError::WeightOverflow { value }),
+        None => Ok(format.upload(device, values)?),
+    };
+    let bias = stored.bias.as_deref().map(put).transpose()?;
+    Ok(Weight { shape: stored.shape, values: put(&stored.weight)?, bias })
 }

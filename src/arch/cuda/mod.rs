@@ -15,10 +15,13 @@ use crate::arch::spec::{EncoderSpec, FirstPosition, NormPlace};
 use crate::arch::{ArchError, Encoder, EncoderError, attention, feed_forward, norm, position};
 use crate::kernel::cpu::reduce::reduce;
 use crate::kernel::cuda::launch::{DeviceAttention, DeviceNorm, Pass, Places, Stream, Tables, Weight};
-use crate::kernel::cuda::{Buffer, CudaError, Device, Format};
+use crate::kernel::cuda::{Buffer, CudaError, Device, Format, Pinned};
 use crate::kernel::{Reduce, check_inside};
 use crate::weights::Weights;
 use load::{Rotations, Turned, check, tables, upload};
+
+/// Device memory that is left free for what the driver and cuBLASLt load later, kernels above all.
+const HEADROOM_BYTES: usize = 64 << 20;
 
 /// An encoder of any family, on one device.
 #[derive(Debug)]
@@ -36,9 +39,11 @@ pub struct CudaEncoder {
     bias: Option<(Buffer, usize)>,
     positions: Option<usize>,
     scratch: Option<Scratch>,
-    /// What goes up and what comes back.
+    /// What goes up and what comes back, on the device and on its way.
     numbers: Buffer,
     pooled: Option<Buffer>,
+    sent: Pinned,
+    received: Pinned,
     weight_bytes: u64,
 }
 
@@ -160,6 +165,8 @@ impl CudaEncoder {
             scratch: None,
             numbers: device.allocate(0)?,
             pooled: None,
+            sent: device.pinned(),
+            received: device.pinned(),
             weight_bytes: free_before.saturating_sub(device.memory()?.0) as u64,
         })
     }
@@ -177,7 +184,7 @@ impl CudaEncoder {
         if self.scratch.as_ref().is_none_or(|scratch| scratch.tokens < tokens) {
             // The old one first: both may be more than the device holds.
             self.scratch = None;
-            self.scratch = Some(Scratch::new(&self.device, &self.spec, self.format, tokens)?);
+            self.scratch = Some(Scratch::new(&self.device, &self.spec, self.format, tokens.next_power_of_two())?);
         }
         let Self { device, format, spec, tables, layers, last_norm, bias, scratch, numbers, .. } = self;
         let Some(scratch) = scratch.as_ref() else { return Err(CudaError::OutOfMemory.into()) };
@@ -227,6 +234,22 @@ impl CudaEncoder {
         Ok((scratch, pass))
     }
 
+    /// Everything that a batch of so many tokens and rows needs; further ways of pooling, which few models have, come later.
+    fn take_room(&mut self, tokens: usize, rows: usize) -> Result<(), CudaError> {
+        self.scratch = Some(Scratch::new(&self.device, &self.spec, self.format, tokens)?);
+        // Ids, positions and places; offsets and skips; three numbers for each tile, of which every row may have a short one.
+        let n_tiles = rows + tokens / self.format.tile_queries();
+        let numbers = 3 * tokens + 2 * rows + 1 + 3 * n_tiles;
+        self.device.grow(&mut self.numbers, numbers * size_of::<u32>())?;
+        self.sent.grow(numbers * size_of::<u32>())?;
+        self.received.grow(rows * self.spec.hidden_size * size_of::<f32>())?;
+        let mut pooled = self.device.allocate(0)?;
+        self.device.grow(&mut pooled, rows * self.spec.hidden_size * size_of::<f32>())?;
+        self.pooled = Some(pooled);
+        // What the libraries load when they first need it must not be what fails.
+        if self.device.memory()?.0 < HEADROOM_BYTES { Err(CudaError::OutOfMemory) } else { Ok(()) }
+    }
+
     fn check_batch(&self, batch: &PackedBatch) -> Result<(), EncoderError> {
         check_inside("token id", batch.ids(), self.rows.0)?;
         check_inside("position", &position::rows(self.first_position, batch), self.rows.1)?;
@@ -260,7 +283,7 @@ impl CudaEncoder {
         }
         let n_tiles = (numbers.len() - tiles) / 3;
         self.device.grow(&mut self.numbers, size_of_val(numbers.as_slice()))?;
-        self.device.write(&numbers, &mut self.numbers)?;
+        self.sent.send(&numbers, &mut self.numbers)?;
         Ok(Layout { positions, places, offsets, skips: first_skip, tiles, n_tiles })
     }
 }
@@ -289,7 +312,7 @@ impl Encoder for CudaEncoder {
         for (index, way) in ways.iter().enumerate() {
             pass.pool((&scratch.residual, width), rows, *way, (&pooled, index * width, stride))?;
         }
-        let vectors = device.read(&pooled, rows * stride)?;
+        let vectors = self.received.receive(&pooled, rows * stride)?;
         self.pooled = Some(pooled);
         Ok(vectors)
     }
@@ -298,10 +321,21 @@ impl Encoder for CudaEncoder {
         self.spec.hidden_size
     }
 
+    fn reserve(&mut self, tokens: usize, rows: usize) -> Result<(), EncoderError> {
+        (self.scratch, self.pooled) = (None, None);
+        let reserved = self.take_room(tokens, rows);
+        if reserved.is_err() {
+            (self.scratch, self.pooled, self.numbers) = (None, None, self.device.allocate(0)?);
+        }
+        Ok(reserved?)
+    }
+
     /// Company decides about the algorithm of a product, and with it about the order of its sums.
     fn company_bound(&self) -> f32 {
         match self.format {
             Format::F32 => 1e-5,
+            // Eight times the other's precision.
+            Format::F16 => 2e-3,
             Format::Bf16 => 1e-2,
         }
     }
@@ -316,7 +350,6 @@ impl Layout {
 
 impl Scratch {
     fn new(device: &Device, spec: &EncoderSpec, format: Format, tokens: usize) -> Result<Self, CudaError> {
-        let tokens = tokens.next_power_of_two();
         let values = |width: usize| device.allocate(tokens * width * format.bytes());
         let (hidden, inner, middle) = (spec.hidden_size, spec.inner_size(), spec.intermediate_size);
         let gated = spec.feed_forward.gated;

@@ -162,6 +162,7 @@ unsafe fn prepare(
             }
             Operand { start: pairs.as_ptr().cast(), stride, scales: std::ptr::null() }
         }
+        Precision::F16 => unreachable!("no matrix holds float16"),
         Precision::Int8 => {
             let bytes = bytes.at_least(row_chunk(isa) * stride);
             scales.clear();

@@ -71,6 +71,7 @@ impl PackedMatrix {
             Precision::Int8 => Panels::Int8(Int8Panels::pack(n, k, weight)),
             Precision::Bf16 => Panels::Bf16(pack_groups(n, k, weight, |x| bf16::from_f32(x).to_bits())),
             Precision::F32 => Panels::F32(pack_groups(n, k, weight, |x| x)),
+            Precision::F16 => unreachable!("float16 is refused before weights are read"),
         };
         let bias = bias.map(|mut bias| {
             bias.resize(n.next_multiple_of(PANEL), 0.0);
@@ -146,7 +147,7 @@ const fn held_as(precision: Precision, (n, k): (usize, usize)) -> Precision {
 pub(super) const fn group_size(precision: Precision) -> usize {
     match precision {
         Precision::F32 => 1,
-        Precision::Bf16 => 2,
+        Precision::F16 | Precision::Bf16 => 2,
         Precision::Int8 => STEP,
     }
 }

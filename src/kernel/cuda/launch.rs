@@ -4,28 +4,22 @@ use super::{Argument, BLOCK, Buffer, CudaError, Device, Format, Grid};
 use crate::kernel::{Activation, Norm, Reduce};
 
 /// All kernels by name.
-pub(super) const KERNELS: [&str; 16] = [
-    "embed_f32",
-    "embed_bf16",
-    "add_norm_f32",
-    "add_norm_bf16",
-    "activate_f32",
-    "activate_bf16",
-    "gate_f32",
-    "gate_bf16",
-    "rotate_f32",
-    "rotate_bf16",
+#[rustfmt::skip]
+pub(super) const KERNELS: [&str; 25] = [
+    "embed_f32", "embed_f16", "embed_bf16",
+    "add_norm_f32", "add_norm_f16", "add_norm_bf16",
+    "activate_f32", "activate_f16", "activate_bf16",
+    "gate_f32", "gate_f16", "gate_bf16",
+    "rotate_f32", "rotate_f16", "rotate_bf16",
     "attend_f32",
-    "attend_bf16_32",
-    "attend_bf16_64",
-    "attend_bf16_96",
-    "attend_bf16_128",
+    "attend_f16_32", "attend_f16_64", "attend_f16_96", "attend_f16_128",
+    "attend_bf16_32", "attend_bf16_64", "attend_bf16_96", "attend_bf16_128",
     "pool",
 ];
 
 /// Values of one 16-byte vector in the narrowest format: widths of feed-forward networks must be multiples of it.
 pub const VECTOR: usize = 8;
-/// Head sizes of the attention in bfloat16.
+/// Head sizes of the attention in 16-bit floats.
 pub const HEAD_SIZES: [usize; 4] = [32, 64, 96, 128];
 /// The largest head of the attention in float.
 pub const MAX_HEAD: usize = 128;
@@ -132,23 +126,6 @@ fn holds(buffer: &Buffer, values: usize, format: Format) {
     assert!(buffer.len() >= values * format.bytes(), "a buffer of {} bytes for {values} values", buffer.len());
 }
 
-impl Format {
-    const fn pick(self, [f32, bf16]: [&'static str; 2]) -> &'static str {
-        match self {
-            Self::F32 => f32,
-            Self::Bf16 => bf16,
-        }
-    }
-
-    /// Queries of one tile of the attention in this format.
-    pub const fn tile_queries(self) -> usize {
-        match self {
-            Self::F32 => 16,
-            Self::Bf16 => 64,
-        }
-    }
-}
-
 impl DeviceNorm {
     /// # Errors
     /// Out of memory.
@@ -201,7 +178,7 @@ impl Pass<'_> {
             pointer(residual),
             pointer(out),
         ];
-        device.launch(format.pick(["embed_f32", "embed_bf16"]), by_row(tokens, *width), &arguments)
+        device.launch(format.pick(["embed_f32", "embed_f16", "embed_bf16"]), by_row(tokens, *width), &arguments)
     }
 
     /// The residual stream plus a block's output, and the norm of that, in `format`, into `out`.
@@ -222,7 +199,7 @@ impl Pass<'_> {
         let keep_sum = Argument::Int((stream == Stream::Sum).into());
         let arguments =
             [pointer(residual), optional(block), gamma, beta, epsilon, kind, keep_sum, int(width), pointer(out)];
-        device.launch(format.pick(["add_norm_f32", "add_norm_bf16"]), by_row(tokens, width), &arguments)
+        device.launch(format.pick(["add_norm_f32", "add_norm_f16", "add_norm_bf16"]), by_row(tokens, width), &arguments)
     }
 
     /// An activation of `values [tokens, width]` in place.
@@ -241,7 +218,7 @@ impl Pass<'_> {
         let grid =
             Grid { blocks: (blocks((n / VECTOR).div_ceil(BLOCK as usize).clamp(1, MOST_BLOCKS)), 1), shared_bytes: 0 };
         let arguments = [pointer(values), Argument::Long(n as u64), Argument::Int(code(activation))];
-        self.device.launch(format.pick(["activate_f32", "activate_bf16"]), grid, &arguments)
+        self.device.launch(format.pick(["activate_f32", "activate_f16", "activate_bf16"]), grid, &arguments)
     }
 
     /// `act(x[:, :width])·x[:, width:]` of `values [tokens, 2·width]`.
@@ -260,7 +237,7 @@ impl Pass<'_> {
         assert!(width.is_multiple_of(VECTOR), "a width of {width} is not whole vectors");
         let arguments = [pointer(values), int(width), Argument::Int(code(activation)), pointer(out)];
         let grid = Grid { blocks: (blocks(tokens), 1), shared_bytes: 0 };
-        device.launch(format.pick(["gate_f32", "gate_bf16"]), grid, &arguments)
+        device.launch(format.pick(["gate_f32", "gate_f16", "gate_bf16"]), grid, &arguments)
     }
 
     /// The context of every token from `qkv [tokens, 3·inner]`, which is turned in place where the model has rotations.
@@ -282,19 +259,16 @@ impl Pass<'_> {
                 int(head_size),
             ];
             let grid = Grid { blocks: (blocks(tokens), 1), shared_bytes: 0 };
-            device.launch(format.pick(["rotate_f32", "rotate_bf16"]), grid, &arguments)?;
+            device.launch(format.pick(["rotate_f32", "rotate_f16", "rotate_bf16"]), grid, &arguments)?;
         }
         let (bias, reach) = bias.map_or((NULL, 0), |(bias, reach)| (pointer(bias), reach));
         let window = window.map_or(Argument::Int(-1), int);
         let scores = [Argument::Float(scale), bias, int(reach), window];
-        let (kernel, shared_bytes) = match (format, head_size) {
-            (Format::F32, _) => ("attend_f32", exact_bytes(head_size)),
-            (Format::Bf16, 32) => ("attend_bf16_32", tile_bytes(head_size)),
-            (Format::Bf16, 64) => ("attend_bf16_64", tile_bytes(head_size)),
-            (Format::Bf16, 96) => ("attend_bf16_96", tile_bytes(head_size)),
-            (Format::Bf16, 128) => ("attend_bf16_128", tile_bytes(head_size)),
-            (Format::Bf16, _) => return Err(CudaError::Other(format!("no attention for heads of {head_size}"))),
+        let (kernel, shared_bytes) = match format {
+            Format::F32 => (Some("attend_f32"), exact_bytes(head_size)),
+            Format::F16 | Format::Bf16 => (format.attend_tiles(head_size), tile_bytes(head_size)),
         };
+        let kernel = kernel.ok_or_else(|| CudaError::Other(format!("no attention for heads of {head_size}")))?;
         let mut arguments = vec![pointer(qkv), places.at(places.tiles), int(n_heads)];
         if format == Format::F32 {
             arguments.push(int(head_size));

@@ -6,12 +6,14 @@
 
 use std::collections::HashMap;
 use std::ffi::c_void;
+use std::mem::MaybeUninit;
 use std::sync::Arc;
 
-use cudarc::cublaslt::result::{self, CublasError};
+use cudarc::cublaslt::result::CublasError;
 use cudarc::cublaslt::sys;
 use cudarc::driver::CudaStream;
 
+use super::cublas::{self, Functions};
 use super::launch::Weight;
 use super::{Buffer, CudaError, Format};
 
@@ -20,6 +22,7 @@ const WORKSPACE_BYTES: usize = 32 << 20;
 
 /// A handle, its workspace, and the plans made so far.
 pub(super) struct Matmul {
+    library: &'static Functions,
     handle: sys::cublasLtHandle_t,
     workspace: Buffer,
     plans: HashMap<Key, Plan>,
@@ -36,6 +39,7 @@ struct Key {
 
 /// cuBLASLt counts columns first: what are rows here are columns there, so `out = x·weightᵀ` is `outᵀ = weight·xᵀ`.
 struct Plan {
+    library: &'static Functions,
     description: sys::cublasLtMatmulDesc_t,
     weight: sys::cublasLtMatrixLayout_t,
     x: sys::cublasLtMatrixLayout_t,
@@ -61,14 +65,15 @@ impl From<CublasError> for CudaError {
 
 impl Matmul {
     pub(super) fn new(stream: &Arc<CudaStream>) -> Result<Self, CudaError> {
-        // SAFETY: opens a library by its usual names and closes it.
-        if !unsafe { sys::is_culib_present() } {
-            return Err(CudaError::NoMatmul);
-        }
+        let library = cublas::library()?;
         // SAFETY: a workspace needs no initial value.
         let workspace = unsafe { stream.alloc::<u8>(WORKSPACE_BYTES) }?;
         let workspace = Buffer::of(workspace, stream);
-        Ok(Self { handle: result::create_handle()?, workspace, plans: HashMap::new() })
+        let mut handle = std::ptr::null_mut();
+        // SAFETY: writes one handle.
+        let made = unsafe { (library.create)(&raw mut handle) }.result();
+        made.map_err(|error| CudaError::Other(format!("{} does not work with this driver: {error}", library.name)))?;
+        Ok(Self { library, handle, workspace, plans: HashMap::new() })
     }
 
     /// See [`Pass::multiply`](super::launch::Pass::multiply), which checks the sizes.
@@ -83,7 +88,7 @@ impl Matmul {
         let tokens_planned = tokens.next_power_of_two().max(MANY);
         let key = Key { format, tokens: tokens_planned, shape: weight.shape, bias: weight.bias.is_some() };
         if !self.plans.contains_key(&key) {
-            let plan = Plan::new(self.handle, key, self.workspace.len())?;
+            let plan = Plan::new((self.library, self.handle), key, self.workspace.len())?;
             self.plans.insert(key, plan);
         }
         let Some(plan) = self.plans.get(&key) else { return Err(CudaError::Other("a plan vanished".to_owned())) };
@@ -95,15 +100,15 @@ impl Matmul {
         // SAFETY: the layouts describe the operands as `Pass::multiply` has checked them, the workspace is as large as the plan
         // was told, and everything lives until the stream is done: buffers are freed in the same stream.
         unsafe {
-            result::matmul(
+            (self.library.matmul)(
                 self.handle,
                 plan.description,
                 (&raw const one).cast(),
-                (&raw const zero).cast(),
                 weight.values.pointer as *const c_void,
                 plan.weight,
                 x as *const c_void,
                 plan.x,
+                (&raw const zero).cast(),
                 out as *const c_void,
                 plan.out,
                 out as *mut c_void,
@@ -113,7 +118,8 @@ impl Matmul {
                 self.workspace.len(),
                 stream.cu_stream().cast(),
             )
-        }?;
+        }
+        .result()?;
         Ok(())
     }
 }
@@ -122,58 +128,98 @@ impl Drop for Matmul {
     fn drop(&mut self) {
         // Before the handle; what fails here has nobody to hear it.
         self.plans.clear();
-        // SAFETY: made by `create_handle`, used nowhere else, destroyed once.
-        let _ = unsafe { result::destroy_handle(self.handle) };
+        // SAFETY: made in `new`, used nowhere else, destroyed once.
+        let _ = unsafe { (self.library.destroy)(self.handle) };
     }
 }
 
 impl Plan {
-    fn new(handle: sys::cublasLtHandle_t, key: Key, workspace_bytes: usize) -> Result<Self, CudaError> {
+    fn new(
+        (library, handle): (&'static Functions, sys::cublasLtHandle_t),
+        key: Key,
+        workspace_bytes: usize,
+    ) -> Result<Self, CudaError> {
         use sys::cublasLtMatmulDescAttributes_t as Attribute;
         let (n, k) = (key.shape.0 as u64, key.shape.1 as u64);
         let data = match key.format {
             Format::F32 => sys::cudaDataType_t::CUDA_R_32F,
+            Format::F16 => sys::cudaDataType_t::CUDA_R_16F,
             Format::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
+        };
+        // Whatever was made is destroyed when this is dropped, also on the way out of a failure.
+        let mut plan = Self {
+            library,
+            description: std::ptr::null_mut(),
+            weight: std::ptr::null_mut(),
+            x: std::ptr::null_mut(),
+            out: std::ptr::null_mut(),
+            algorithm: sys::cublasLtMatmulAlgo_t { data: [0; 8] },
         };
         // Neither TF32 nor any other format that is narrower than its name.
         let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
-        let mut plan = Self {
-            description: result::create_matmul_desc(compute, sys::cudaDataType_t::CUDA_R_32F)?,
-            weight: result::create_matrix_layout(data, k, n, k.cast_signed())?,
-            x: result::create_matrix_layout(data, k, key.tokens as u64, k.cast_signed())?,
-            out: result::create_matrix_layout(data, n, key.tokens as u64, n.cast_signed())?,
-            algorithm: sys::cublasLtMatmulAlgo_t { data: [0; 8] },
-        };
+        // SAFETY: writes one handle.
+        unsafe { (library.description_create)(&raw mut plan.description, compute, sys::cudaDataType_t::CUDA_R_32F) }
+            .result()?;
+        for (layout, rows, columns) in
+            [(&mut plan.weight, k, n), (&mut plan.x, k, key.tokens as u64), (&mut plan.out, n, key.tokens as u64)]
+        {
+            // SAFETY: writes one handle.
+            unsafe { (library.layout_create)(layout, data, rows, columns, rows.cast_signed()) }.result()?;
+        }
         plan.describe(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &1_i32)?;
         plan.describe(Attribute::CUBLASLT_MATMUL_DESC_TRANSB, &0_i32)?;
         if key.bias {
             let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS as u32;
             plan.describe(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
         }
-        let preference = Preference(result::create_matmul_pref()?);
+        plan.algorithm = plan.found(handle, workspace_bytes)?;
+        Ok(plan)
+    }
+
+    /// The algorithm that the library thinks best.
+    fn found(
+        &self,
+        handle: sys::cublasLtHandle_t,
+        workspace_bytes: usize,
+    ) -> Result<sys::cublasLtMatmulAlgo_t, CudaError> {
+        let library = self.library;
+        let mut preference = Preference { library, handle: std::ptr::null_mut() };
+        // SAFETY: writes one handle.
+        unsafe { (library.preference_create)(&raw mut preference.handle) }.result()?;
         // SAFETY: the attribute is a size_t, and is copied.
         unsafe {
-            result::set_matmul_pref_attribute(
-                preference.0,
+            (library.preference_set)(
+                preference.handle,
                 sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
                 (&raw const workspace_bytes).cast(),
                 size_of::<usize>(),
             )
-        }?;
-        // SAFETY: all of them were made above and are alive.
-        let found = unsafe {
-            result::get_matmul_algo_heuristic(
+        }
+        .result()?;
+        let (mut found, mut n_found) = (MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::uninit(), 0);
+        // SAFETY: all handles were made above and are alive; there is room for the one result that is asked for.
+        unsafe {
+            (library.heuristic)(
                 handle,
-                plan.description,
-                plan.weight,
-                plan.x,
-                plan.out,
-                plan.out,
-                preference.0,
+                self.description,
+                self.weight,
+                self.x,
+                self.out,
+                self.out,
+                preference.handle,
+                1,
+                found.as_mut_ptr(),
+                &raw mut n_found,
             )
-        }?;
-        plan.algorithm = found.algo;
-        Ok(plan)
+        }
+        .result()?;
+        if n_found == 0 {
+            return Err(CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED).into());
+        }
+        // SAFETY: the library has written as many as it says.
+        let found = unsafe { found.assume_init() };
+        found.state.result()?;
+        Ok(found.algo)
     }
 
     fn describe<T: bytemuck::Pod>(
@@ -183,13 +229,14 @@ impl Plan {
     ) -> Result<(), CudaError> {
         // SAFETY: the callers give each attribute the type that it is documented with; it is copied.
         unsafe {
-            result::set_matmul_desc_attribute(
+            (self.library.description_set)(
                 self.description,
                 attribute,
                 std::ptr::from_ref(value).cast(),
                 size_of::<T>(),
             )
-        }?;
+        }
+        .result()?;
         Ok(())
     }
 
@@ -199,13 +246,14 @@ impl Plan {
         for layout in [self.x, self.out] {
             // SAFETY: the attribute is a uint64_t, and is copied.
             unsafe {
-                result::set_matrix_layout_attribute(
+                (self.library.layout_set)(
                     layout,
                     sys::cublasLtMatrixLayoutAttribute_t::CUBLASLT_MATRIX_LAYOUT_COLS,
                     (&raw const columns).cast(),
                     size_of::<u64>(),
                 )
-            }?;
+            }
+            .result()?;
         }
         Ok(())
     }
@@ -213,20 +261,27 @@ impl Plan {
 
 impl Drop for Plan {
     fn drop(&mut self) {
-        for layout in [self.weight, self.x, self.out] {
-            // SAFETY: made by `create_matrix_layout`, owned by this plan, destroyed once.
-            let _ = unsafe { result::destroy_matrix_layout(layout) };
+        for layout in [self.weight, self.x, self.out].into_iter().filter(|layout| !layout.is_null()) {
+            // SAFETY: made in `new`, owned by this plan, destroyed once.
+            let _ = unsafe { (self.library.layout_destroy)(layout) };
         }
-        // SAFETY: made by `create_matmul_desc`, owned by this plan, destroyed once.
-        let _ = unsafe { result::destroy_matmul_desc(self.description) };
+        if !self.description.is_null() {
+            // SAFETY: as above.
+            let _ = unsafe { (self.library.description_destroy)(self.description) };
+        }
     }
 }
 
-struct Preference(sys::cublasLtMatmulPreference_t);
+struct Preference {
+    library: &'static Functions,
+    handle: sys::cublasLtMatmulPreference_t,
+}
 
 impl Drop for Preference {
     fn drop(&mut self) {
-        // SAFETY: made by `create_matmul_pref`, owned by this value, destroyed once.
-        let _ = unsafe { result::destroy_matmul_pref(self.0) };
+        if !self.handle.is_null() {
+            // SAFETY: made in `found`, owned by this value, destroyed once.
+            let _ = unsafe { (self.library.preference_destroy)(self.handle) };
+        }
     }
 }

@@ -8,8 +8,11 @@
 
 #![expect(unsafe_code, reason = "foreign functions: the driver, cuBLASLt and kernels take bare pointers")]
 
+mod cublas;
+mod format;
 pub mod launch;
 mod matmul;
+mod pinned;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -20,10 +23,12 @@ use cudarc::driver::{
     CudaContext, CudaFunction, CudaSlice, CudaStream, DevicePtr, DriverError, LaunchConfig, PushKernelArg,
 };
 use cudarc::nvrtc::Ptx;
-use half::bf16;
 use thiserror::Error;
 
 use matmul::Matmul;
+
+pub use format::Format;
+pub use pinned::Pinned;
 
 /// The kernels, as the driver reads them.
 const PTX: &str = include_str!("kernels.ptx");
@@ -37,7 +42,10 @@ pub const BLOCK: u32 = 128;
 pub enum CudaError {
     #[error("no NVIDIA driver was found: libcuda.so.1 is not here")]
     NoDriver,
-    #[error("no cuBLASLt was found: libcublasLt.so.12 is not here; install CUDA 12.4 or later, or use the CUDA image")]
+    #[error(
+        "no cuBLASLt was found: neither libcublasLt.so.12 nor libcublasLt.so.13 is here; install CUDA 12.4 or later, or use the CUDA \
+         image"
+    )]
     NoMatmul,
     #[error("there is no GPU {ordinal}: {}", counted(*.count))]
     NoSuchDevice { ordinal: usize, count: usize },
@@ -68,13 +76,6 @@ struct Inner {
 pub struct Buffer {
     memory: CudaSlice<u8>,
     pointer: u64,
-}
-
-/// A number format of matrix products on the device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Format {
-    F32,
-    Bf16,
 }
 
 /// One parameter of a kernel.
@@ -191,11 +192,13 @@ impl Device {
         format!("cuda:{} ({})", self.0.context.ordinal(), self.0.name)
     }
 
-    /// Free memory and all memory, in bytes.
+    /// Free memory and all memory, in bytes, once everything that was asked for is done: what a stream gives back is free
+    /// when it comes to that.
     ///
     /// # Errors
     /// The device failed.
     pub fn memory(&self) -> Result<(usize, usize), CudaError> {
+        self.0.stream.synchronize()?;
         Ok(self.0.context.mem_get_info()?)
     }
 
@@ -312,30 +315,5 @@ impl Buffer {
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-}
-
-// === impl Format ===
-
-impl Format {
-    /// Bytes of one value.
-    pub const fn bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::Bf16 => 2,
-        }
-    }
-
-    /// `values` in this format, on the device.
-    ///
-    /// # Errors
-    /// Out of memory.
-    pub fn upload(self, device: &Device, values: &[f32]) -> Result<Buffer, CudaError> {
-        match self {
-            Self::F32 => device.upload(values),
-            Self::Bf16 => {
-                device.upload(&values.iter().map(|value| bf16::from_f32(*value).to_bits()).collect::<Vec<u16>>())
-            }
-        }
     }
 }

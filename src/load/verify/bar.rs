@@ -25,6 +25,8 @@ impl Bar {
             Precision::F32 => {
                 Self { value: Some(tolerance), product: tolerance, min_cosine: exact, mean_cosine: exact }
             }
+            // Three more bits than bf16.
+            Precision::F16 => Self::by_cosine(0.99999_f64.min(exact), 0.99999_f64.min(exact), tolerance),
             Precision::Bf16 => Self::by_cosine(0.9999_f64.min(exact), 0.9999_f64.min(exact), tolerance),
             Precision::Int8 => Self::by_cosine(0.999_f64.min(exact), 0.9995_f64.min(exact), tolerance),
         }
@@ -68,14 +70,16 @@ mod tests {
 
     #[test]
     fn each_format_is_held_to_its_own_bar() {
-        use Precision::{Bf16, F32, Int8};
+        use Precision::{Bf16, F16, F32, Int8};
         // Format, tolerance, error, cosine, whether it fits.
-        let table: [(Precision, f32, f32, Option<f64>, bool); 16] = [
+        let table: [(Precision, f32, f32, Option<f64>, bool); 18] = [
             (F32, 1e-5, 9e-6, Some(1.0), true),
             (F32, 1e-5, 2e-5, Some(1.0), false),
             (F32, 1e-5, 0.0, Some(0.9999), false),
             (F32, 1e-5, 2e-5, None, false),
             (F32, 2e-3, 1e-3, Some(0.999), true),
+            (F16, 1e-5, 0.1, Some(0.999_991), true),
+            (F16, 1e-5, 0.0, Some(0.999_989), false),
             (Bf16, 1e-5, 0.1, Some(0.99991), true),
             (Bf16, 1e-5, 0.0, Some(0.99989), false),
             (Bf16, 2e-3, 0.1, Some(0.9985), true),
@@ -102,6 +106,7 @@ mod tests {
     fn a_bar_is_shown_as_what_it_judges() {
         for (precision, shown) in [
             (Precision::F32, "1e-5"),
+            (Precision::F16, "cosine 0.99999"),
             (Precision::Bf16, "cosine 0.9999"),
             (Precision::Int8, "cosine 0.999, mean 0.9995"),
         ] {

@@ -89,7 +89,7 @@ pub async fn against_candle(served: &Served, spec: &ModelSpec, folder: &Path, is
         let hidden = oracle.hidden(&row.ids)?;
         let after = match &mut after {
             Some(after) => after,
-            None => after.insert(head(&modules, hidden.dim(1)?, isa)?),
+            None => after.insert(head::load(&modules, hidden.dim(1)?, isa)?),
         };
         let expected = vector(after, &hidden, row)?;
         let found = found.vector.as_slice();

@@ -27,8 +27,8 @@ pub struct ModelMetrics {
     parse: Histogram,
     write: Histogram,
     last_success: FloatGauge,
-    /// The series that carry the device; replaced when it becomes known.
-    device: RwLock<DeviceMetrics>,
+    /// The series that carry a device, by its number; replaced when the devices become known.
+    devices: RwLock<Vec<DeviceMetrics>>,
 }
 
 /// What is served under a model's id.
@@ -37,7 +37,8 @@ pub struct ModelInfo {
     pub revision: String,
     pub architecture: String,
     pub dtype: String,
-    pub device: String,
+    /// By number, at least one.
+    pub devices: Vec<String>,
     pub pooling: String,
     pub dimensions: usize,
 }
@@ -104,7 +105,7 @@ impl ModelMetrics {
             parse: stage("parse"),
             write: stage("write"),
             last_success: table.model_last_success.get_or_create_owned(&own()),
-            device: RwLock::new(DeviceMetrics::new(model, "cpu", table)),
+            devices: RwLock::new(vec![DeviceMetrics::new(model, "cpu", table)]),
             table: Arc::clone(table),
         };
         metrics.set_state(ModelState::Loading);
@@ -136,8 +137,10 @@ impl ModelMetrics {
         self.cancelled.inc_by(rows as u64);
     }
 
-    pub fn batch_done(&self, rows: usize, tokens: usize, took: Duration) {
-        let device = self.device.read().unwrap_or_else(PoisonError::into_inner);
+    /// A batch of so many rows and tokens on the device of this number.
+    pub fn batch_done(&self, device: usize, (rows, tokens): (usize, usize), took: Duration) {
+        let devices = self.devices.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(device) = devices.get(device) else { return };
         device.batches.inc();
         device.computed_tokens.inc_by(tokens as u64);
         device.batch_rows.observe(rows as f64);
@@ -145,8 +148,9 @@ impl ModelMetrics {
         device.batch_duration.observe(took.as_secs_f64());
     }
 
-    pub fn batch_failed(&self, reason: BatchFailure) {
-        let device = self.device.read().unwrap_or_else(PoisonError::into_inner);
+    pub fn batch_failed(&self, device: usize, reason: BatchFailure) {
+        let devices = self.devices.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(device) = devices.get(device) else { return };
         let series = failure_labels(&self.model, &device.device, reason);
         self.table.batch_failures.get_or_create(&series).inc();
     }
@@ -212,34 +216,33 @@ impl ModelMetrics {
         }
     }
 
-    /// Moves the per-device series to the device that was chosen; nothing has been counted on them yet.
+    /// Moves the per-device series to the devices that were chosen; nothing has been counted on them yet.
     pub fn set_info(&self, info: &ModelInfo) {
-        let mut device = self.device.write().unwrap_or_else(PoisonError::into_inner);
-        if device.device != info.device {
-            device.remove(&self.model, &self.table);
-            *device = DeviceMetrics::new(&self.model, &info.device, &self.table);
+        let mut devices = self.devices.write().unwrap_or_else(PoisonError::into_inner);
+        if devices.iter().map(|device| &device.device).ne(&info.devices) {
+            devices.iter().for_each(|device| device.remove(&self.model, &self.table));
+            *devices = info.devices.iter().map(|name| DeviceMetrics::new(&self.model, name, &self.table)).collect();
         }
-        drop(device);
+        drop(devices);
         let series = labels([
             ("model", self.model.clone().into()),
             ("revision", info.revision.clone().into()),
             ("architecture", info.architecture.clone().into()),
             ("dtype", info.dtype.clone().into()),
-            ("device", info.device.clone().into()),
+            ("device", info.devices.join(", ").into()),
             ("pooling", info.pooling.clone().into()),
             ("dimensions", info.dimensions.to_string().into()),
         ]);
         self.table.model_info.get_or_create(&series).set(1.0);
     }
 
+    /// Each of its devices holds all of the weights.
     pub fn loaded(&self, took: Duration, weight_bytes: u64) {
         self.table.model_loads.get_or_create(&self.with("outcome", LOADED)).inc();
-        let series = {
-            let device = self.device.read().unwrap_or_else(PoisonError::into_inner);
-            device_labels(&self.model, &device.device)
-        };
-        self.table.model_load_seconds.get_or_create(&series).set(took.as_secs_f64());
-        self.table.model_weight_bytes.get_or_create(&series).set(weight_bytes as f64);
+        self.on_each_device(|table, series| {
+            table.model_load_seconds.get_or_create(series).set(took.as_secs_f64());
+            table.model_weight_bytes.get_or_create(series).set(weight_bytes as f64);
+        });
     }
 
     pub fn not_loaded(&self) {
@@ -247,17 +250,18 @@ impl ModelMetrics {
     }
 
     pub fn scratch(&self, bytes: u64) {
-        let device = self.device.read().unwrap_or_else(PoisonError::into_inner);
-        self.table.scratch_bytes.get_or_create(&device_labels(&self.model, &device.device)).set(bytes as f64);
+        self.on_each_device(|table, series| {
+            table.scratch_bytes.get_or_create(series).set(bytes as f64);
+        });
     }
 
     /// Its memory is free again.
     pub fn unloaded(&self, reason: UnloadReason) {
         self.table.model_unloads.get_or_create(&self.with("reason", reason.label())).inc();
-        let device = self.device.read().unwrap_or_else(PoisonError::into_inner);
-        let series = device_labels(&self.model, &device.device);
-        self.table.model_weight_bytes.get_or_create(&series).set(0.0);
-        self.table.scratch_bytes.get_or_create(&series).set(0.0);
+        self.on_each_device(|table, series| {
+            table.model_weight_bytes.get_or_create(series).set(0.0);
+            table.scratch_bytes.get_or_create(series).set(0.0);
+        });
     }
 
     /// Requests that wait for it to be loaded.
@@ -268,6 +272,12 @@ impl ModelMetrics {
     /// A forward pass gave a vector just now.
     pub fn success_now(&self) {
         self.last_success.set(unix_time().as_secs_f64());
+    }
+
+    fn on_each_device(&self, set: impl Fn(&Table, &Labels)) {
+        for device in self.devices.read().unwrap_or_else(PoisonError::into_inner).iter() {
+            set(&self.table, &device_labels(&self.model, &device.device));
+        }
     }
 
     fn own(&self) -> Labels {

@@ -13,7 +13,8 @@ use embedserve::config::{ApiKey, BatchConfig, HttpConfig, KeyPolicy, RequestConf
 use embedserve::engine::{Engine, FailedAt, Failure, Served};
 use embedserve::http;
 use embedserve::http::server::{self, ServeReport, ShutdownSignals, StopServing};
-use embedserve::load::{self, Shared};
+use embedserve::kernel::Target;
+use embedserve::load::{self, Seat, Shared};
 use embedserve::observe::metrics::Metrics;
 use embedserve::observe::secret::Secret;
 use embedserve::pool::{Head, PoolingMode, Step};
@@ -183,17 +184,18 @@ impl TestApp {
     fn load(&mut self, setup: &Setup, metrics: &Arc<Metrics>) {
         let workers = Workers::new(2, metrics).unwrap();
         let metrics = Arc::clone(metrics);
-        let shared = Shared { threads: threads(), workers, metrics, ..served::shared_with(1, setup.batch.isa) };
+        let seats = Seat::all(&[Target::Cpu], &threads());
+        let shared = Shared { seats, threads: threads(), workers, metrics, ..served::shared_with(1, setup.batch.isa) };
         let engine = Arc::clone(&self.engine);
         for (slot, model) in engine.slots().iter().zip(&setup.models) {
-            let (served, thread) = match &model.kind {
+            let (served, threads) = match &model.kind {
                 Kind::Tiny(tiny) => {
                     let folder = tiny.write();
                     let settings = (&setup.requests, &setup.batch);
                     let loaded =
                         load::load(&model.spec, folder.path(), None, settings, (&shared, &slot.progress)).unwrap();
                     self.folders.push(folder);
-                    (loaded.served, loaded.thread)
+                    (loaded.served, loaded.threads)
                 }
                 Kind::Evil(evil) => evil_model(&model.spec, evil, setup, &shared),
                 Kind::Loading => continue,
@@ -206,7 +208,7 @@ impl TestApp {
             let served = Arc::new(served);
             slot.set_ready(Arc::clone(&served));
             self.served.push(served);
-            self.device_threads.push(thread);
+            self.device_threads.extend(threads);
         }
     }
 
@@ -314,7 +316,7 @@ fn threads() -> Arc<Threads> {
 }
 
 /// The tiny model's tokenizer and a real queue around an encoder that does as it is told. Its words: see `evil`.
-fn evil_model(spec: &ModelSpec, evil: &Evil, setup: &Setup, shared: &Shared) -> (Served, JoinHandle<()>) {
+fn evil_model(spec: &ModelSpec, evil: &Evil, setup: &Setup, shared: &Shared) -> (Served, Vec<JoinHandle<()>>) {
     let folder = TinyModel::default().write();
     let limits = RequestLimits {
         max_tokens: MAX_TOKENS,
@@ -347,9 +349,8 @@ fn evil_model(spec: &ModelSpec, evil: &Evil, setup: &Setup, shared: &Shared) -> 
     };
     let queue = embedserve::batch::Queue::new(queue_limits, metrics);
     let head = Head { pooling: vec![PoolingMode::Mean], steps: vec![Step::Normalize] };
-    // A thread of its own: a blocked encoder must not hold the pool that the other tests compute in.
-    let threads = Arc::new(Threads::new(1).unwrap());
-    let mut computation = Computation { encoder: evil.encoder(), head, threads };
+    // Turns of its own: a blocked encoder must not hold up the other tests.
+    let mut computation = Computation { encoder: evil.encoder(), head, turns: Arc::default() };
     let canary = warmup::self_test(&mut computation, &[1, 2], Dimensions::native(&limits)).unwrap();
     evil.forget();
     let device = &setup.batch.device;
@@ -359,7 +360,8 @@ fn evil_model(spec: &ModelSpec, evil: &Evil, setup: &Setup, shared: &Shared) -> 
         longest_row: limits.max_tokens,
         isolation_passes_per_second: device.isolation_passes_per_second,
     };
-    let device = Device { model: spec.id.clone(), computation, canary, queue: queue.clone(), limits: bounds };
+    let (model, device) = (spec.id.clone(), "cpu".to_owned());
+    let device = Device { model, device, computation, canary, queue: queue.clone(), limits: bounds };
     let runner = runner::spawn(device, &shared.metrics).unwrap();
-    (Served { limits, tokenizer, queue, runner: runner.info }, runner.thread)
+    (Served { limits, tokenizer, queue, runner: runner.info }, vec![runner.thread])
 }

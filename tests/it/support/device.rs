@@ -9,7 +9,7 @@ use embedserve::observe::metrics::Metrics;
 use embedserve::pool::{Head, PoolingMode};
 use embedserve::request::{Dimensions, Flow, Prompts, RequestLimits, TokenArrays, TokenRow};
 use embedserve::runner::{self, Computation, Device, Limits, RunnerInfo, warmup};
-use embedserve::threads::Threads;
+use embedserve::threads::Turns;
 
 use super::evil::{Evil, HIDDEN};
 
@@ -46,23 +46,24 @@ impl TestDevice {
 
     /// A forward pass may be overdue by `heartbeat`.
     pub fn start_with(limits: QueueLimits, heartbeat: Duration) -> Self {
-        Self::start_on(limits, Limits { heartbeat, ..bounds() }, Arc::new(Threads::new(1).unwrap()))
+        Self::start_on(limits, Limits { heartbeat, ..bounds() }, Arc::default())
     }
 
     /// With these bounds of its thread.
     pub fn start_within(bounds: Limits) -> Self {
-        Self::start_on(limits(), bounds, Arc::new(Threads::new(1).unwrap()))
+        Self::start_on(limits(), bounds, Arc::default())
     }
 
-    /// On a thread budget that it shares with others.
-    pub fn start_on(limits: QueueLimits, bounds: Limits, threads: Arc<Threads>) -> Self {
+    /// In turns that it takes with others.
+    pub fn start_on(limits: QueueLimits, bounds: Limits, turns: Arc<Turns>) -> Self {
         let (evil, metrics) = (Evil::default(), Metrics::new(&[MODEL.to_owned()]));
         let queue = Queue::new(limits, metrics.model(MODEL));
         let head = Head { pooling: vec![PoolingMode::Mean], steps: Vec::new() };
-        let mut computation = Computation { encoder: evil.encoder(), head, threads };
+        let mut computation = Computation { encoder: evil.encoder(), head, turns };
         let canary = warmup::self_test(&mut computation, &[1, 2], native()).unwrap();
         evil.forget();
-        let device = Device { model: MODEL.to_owned(), computation, canary, queue: queue.clone(), limits: bounds };
+        let (model, device) = (MODEL.to_owned(), "cpu".to_owned());
+        let device = Device { model, device, computation, canary, queue: queue.clone(), limits: bounds };
         let runner = runner::spawn(device, &metrics).unwrap();
         Self { evil, queue, runner: runner.info, metrics }
     }

@@ -8,7 +8,7 @@ use embedserve::catalog::{self, ModelSpec};
 use embedserve::config::{self, BatchConfig, DeviceConfig, RequestConfig};
 use embedserve::engine::{Embedded, EngineError, Served};
 use embedserve::kernel::{Isa, Target};
-use embedserve::load::{self, LoadError, Loaded, Shared};
+use embedserve::load::{self, LoadError, Loaded, Seat, Shared};
 use embedserve::observe::metrics::Metrics;
 use embedserve::observe::progress::LoadProgress;
 use embedserve::request::{EmbedRequest, RawInputs, RawRequest, TokenArrays};
@@ -29,7 +29,8 @@ pub fn shared_with(n_threads: usize, isa: Isa) -> Shared {
     let workers = Workers::new(2, &metrics).unwrap();
     // A place that nobody can write to: tests that keep notes bring their own.
     let notes = Notes::at("/dev/null/notes".into());
-    Shared { threads: Arc::new(Threads::new(n_threads).unwrap()), workers, metrics, isa, target: Target::Cpu, notes }
+    let threads = Arc::new(Threads::new(n_threads).unwrap());
+    Shared { seats: Seat::all(&[Target::Cpu], &threads), threads, workers, metrics, isa, notes }
 }
 
 pub fn requests() -> RequestConfig {

@@ -21,6 +21,8 @@ pub struct TinyModel {
     pub positions: usize,
     pub normalize: bool,
     pub pooling: &'static str,
+    /// The largest weight of the first products of feed-forward networks.
+    pub up: f32,
     /// The special tokens' names, in front and behind.
     pub frame: (&'static str, &'static str),
 }
@@ -28,7 +30,7 @@ pub struct TinyModel {
 impl Default for TinyModel {
     fn default() -> Self {
         let frame = ("[CLS]", "[SEP]");
-        Self { seed: 7, hidden: 32, layers: 2, positions: 64, normalize: true, pooling: "mean", frame }
+        Self { seed: 7, hidden: 32, layers: 2, positions: 64, normalize: true, pooling: "mean", up: 0.4, frame }
     }
 }
 
@@ -119,15 +121,15 @@ impl TinyModel {
         file.add_norm("embeddings.LayerNorm", h);
         for layer in 0..self.layers {
             let prefix = format!("encoder.layer.{layer}");
-            for (name, rows, columns) in [
-                ("attention.self.query", h, h),
-                ("attention.self.key", h, h),
-                ("attention.self.value", h, h),
-                ("attention.output.dense", h, h),
-                ("intermediate.dense", f, h),
-                ("output.dense", h, f),
+            for (name, rows, columns, largest) in [
+                ("attention.self.query", h, h, 0.4),
+                ("attention.self.key", h, h, 0.4),
+                ("attention.self.value", h, h, 0.4),
+                ("attention.output.dense", h, h, 0.4),
+                ("intermediate.dense", f, h, self.up),
+                ("output.dense", h, f, 0.4),
             ] {
-                file.add(&format!("{prefix}.{name}.weight"), &[rows, columns], 0.4);
+                file.add(&format!("{prefix}.{name}.weight"), &[rows, columns], largest);
                 file.add(&format!("{prefix}.{name}.bias"), &[rows], 0.3);
             }
             file.add_norm(&format!("{prefix}.attention.output.LayerNorm"), h);

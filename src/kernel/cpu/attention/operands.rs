@@ -129,7 +129,9 @@ impl Panels {
         let first = panel * stride + step / group;
         let (start, lines): (*const u8, usize) = match self.precision {
             Precision::F32 => (self.exact.as_ptr().cast(), self.exact.len() / PANEL),
-            Precision::Bf16 | Precision::Int8 => (self.pairs.as_ptr().cast(), self.pairs.len() / PANEL),
+            Precision::F16 | Precision::Bf16 | Precision::Int8 => {
+                (self.pairs.as_ptr().cast(), self.pairs.len() / PANEL)
+            }
         };
         assert!(
             first + (n.div_ceil(PANEL).max(1) - 1) * stride + steps <= lines,

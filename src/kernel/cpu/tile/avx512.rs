@@ -34,6 +34,7 @@ pub(super) unsafe fn run(precision: Precision, (rows, panels): (usize, usize), t
     match precision {
         Precision::F32 => choose!(f32_tile: 1 2 3 4 5 6 7 8),
         Precision::Bf16 => choose!(bf16_tile: 1 2 3 4 5 6 7 8),
+        Precision::F16 => unreachable!("no matrix holds float16"),
         Precision::Int8 => choose!(int8_tile: 1 2 3 4 5 6 7 8),
     }
 }

@@ -60,6 +60,7 @@ pub(super) unsafe fn run(precision: Precision, rows: usize, tile: &Tile) {
         Precision::F32 => choose!(f32_tile: 1 2 3 4 5),
         Precision::Bf16 if is_aarch64_feature_detected!("bf16") => choose!(bf16_pairs_tile: 1 2 3 4 5),
         Precision::Int8 if is_aarch64_feature_detected!("dotprod") => choose!(int8_fours_tile: 1 2 3 4 5),
+        Precision::F16 => unreachable!("no matrix holds float16"),
         Precision::Bf16 | Precision::Int8 => {
             // What stands in for an extension needs registers of its own.
             for first in (0..rows).step_by(ROWS_WITHOUT) {

@@ -24,6 +24,7 @@ pub(super) unsafe fn run(precision: Precision, rows: usize, tile: &Tile) {
                 match precision {
                     Precision::F32 => sums[column] += f32::from_le_bytes(a) * f32::from_le_bytes(b),
                     Precision::Bf16 => sums[column] = add_pair(sums[column], a, b),
+                    Precision::F16 => unreachable!("no matrix holds float16"),
                     Precision::Int8 => integers[column] += fours(a, b),
                 }
             }

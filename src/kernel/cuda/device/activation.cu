@@ -50,4 +50,5 @@ template <typename T> __device__ void gate(const T* values, int width, int activ
     }
 
 ACTIVATION_KERNELS(float, f32)
+ACTIVATION_KERNELS(Float16, f16)
 ACTIVATION_KERNELS(Bfloat16, bf16)

@@ -23,7 +23,8 @@ struct Scores {
 __device__ __forceinline__ float score(float product, int query, int key, int head, const Scores& scores) {
     const int distance = key - query;
     if (scores.window >= 0 && (distance > scores.window || -distance > scores.window)) return -INFINITY;
-    float value = product * scores.scale;
+    // A product that overflowed is NaN from here on: -infinity would pass for a key that is not seen.
+    float value = product * scores.scale + product * 0.0f;
     if (scores.bias) {
         const int near = min(max(distance, -scores.reach), scores.reach);
         value += scores.bias[size_t(head) * (2 * scores.reach + 1) + near + scores.reach];
@@ -134,34 +135,49 @@ __device__ void attend_exact(
     }
 }
 
-// c += a·b of 16×16 and 16×8 values by one warp. In terms of g = lane / 4 and t = lane % 4: a holds the pairs
+// c += a·b of 16×16 and 16×8 values of T by one warp. In terms of g = lane / 4 and t = lane % 4: a holds the pairs
 // (g, 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8) of rows and columns, b the pairs of rows 2t and 2t + 8 of column g,
 // c the pairs (g, 2t) and (g + 8, 2t). PTX ISA, "Matrix Fragments for mma.m16n8k16".
-__device__ __forceinline__ void multiply_add(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 #ifdef EMULATED
-    emulated_mma(c, a, b0, b1);
-#else
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-#endif
+
+template <typename T>
+__device__ __forceinline__ void multiply_add(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    emulated_mma(c, a, b0, b1, [](u32 bits) { return widen(T{u16(bits)}); });
 }
+
+#else
+
+template <typename T>
+__device__ __forceinline__ void multiply_add(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1);
+
+#define MULTIPLY_ADD(T, name)                                                                                         \
+    template <>                                                                                                       \
+    __device__ __forceinline__ void multiply_add<T>(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {               \
+        asm volatile(                                                                                                 \
+            "mma.sync.aligned.m16n8k16.row.col.f32." name "." name                                                    \
+            ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                                              \
+            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                                          \
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                                          \
+    }
+
+MULTIPLY_ADD(Float16, "f16")
+MULTIPLY_ADD(Bfloat16, "bf16")
+
+#endif
 
 constexpr int TILE_QUERIES = 64;  // 16 for each of four warps.
 constexpr int TILE_KEYS = 64;
 // Rows of shared memory end with 16 bytes that nobody reads: the eight rows of a fragment then lie in different banks.
 constexpr int PADDING = 8;
 
-// Products of bfloat16 on the matrix units, sums and softmax in float. Grid: tiles, heads; 128 threads; shared memory for
-// 64 keys and, transposed, 64 values.
-template <int HEAD>
-__device__ void attend_tiles(
-    const Bfloat16* qkv, const Tile* tiles, int n_heads, const Scores& scores, Bfloat16* out) {
-    extern __shared__ Vector<Bfloat16> shared_vectors[];
+// Products of 16-bit floats on the matrix units, sums and softmax in float. Grid: tiles, heads; 128 threads; shared memory
+// for 64 keys and, transposed, 64 values.
+template <typename T, int HEAD>
+__device__ void attend_tiles(const T* qkv, const Tile* tiles, int n_heads, const Scores& scores, T* out) {
+    extern __shared__ Vector<u16> shared_vectors[];
     constexpr int KEY_ROW = HEAD + PADDING, VALUE_ROW = TILE_KEYS + PADDING;
     constexpr int STEPS = HEAD / 16, KEY_COLUMNS = TILE_KEYS / 8, HEAD_COLUMNS = HEAD / 8;
-    constexpr int LENGTH = Vector<Bfloat16>::LENGTH;
+    constexpr int LENGTH = Vector<u16>::LENGTH;
     u16* keys = reinterpret_cast<u16*>(shared_vectors);
     u16* values = keys + TILE_KEYS * KEY_ROW;
     const Tile tile = tiles[blockIdx.x];
@@ -194,14 +210,14 @@ __device__ void attend_tiles(
         for (int i = threadIdx.x; i < TILE_KEYS * HEAD / LENGTH; i += blockDim.x) {
             const int key = i / (HEAD / LENGTH), column = i % (HEAD / LENGTH) * LENGTH;
             // Zeros, not whatever lies behind the batch: a weight of zero times NaN is NaN.
-            Vector<Bfloat16> k = {}, v = {};
+            Vector<u16> k = {}, v = {};
             if (start + key < length) {
                 const u16* row = rows + size_t(start + key) * 3 * inner + column;
-                k = *reinterpret_cast<const Vector<Bfloat16>*>(row + inner);
-                v = *reinterpret_cast<const Vector<Bfloat16>*>(row + 2 * inner);
+                k = *reinterpret_cast<const Vector<u16>*>(row + inner);
+                v = *reinterpret_cast<const Vector<u16>*>(row + 2 * inner);
             }
-            *reinterpret_cast<Vector<Bfloat16>*>(keys + key * KEY_ROW + column) = k;
-            for (int j = 0; j < LENGTH; ++j) values[(column + j) * VALUE_ROW + key] = v.at[j].bits;
+            *reinterpret_cast<Vector<u16>*>(keys + key * KEY_ROW + column) = k;
+            for (int j = 0; j < LENGTH; ++j) values[(column + j) * VALUE_ROW + key] = v.at[j];
         }
         __syncthreads();
 
@@ -214,7 +230,7 @@ __device__ void attend_tiles(
             for (int step = 0; step < STEPS; ++step) {
                 const u32 b0 = *reinterpret_cast<const u32*>(row + step * 16);
                 const u32 b1 = *reinterpret_cast<const u32*>(row + step * 16 + 8);
-                multiply_add(products, queries[step], b0, b1);
+                multiply_add<T>(products, queries[step], b0, b1);
             }
             for (int i = 0; i < 4; ++i) {
                 const int key = start + column * 8 + 2 * t + i % 2;
@@ -246,22 +262,23 @@ __device__ void attend_tiles(
             const float (&left)[4] = weights[2 * step];
             const float (&right)[4] = weights[2 * step + 1];
             const u32 shares[4] = {
-                pack(left[0], left[1]), pack(left[2], left[3]), pack(right[0], right[1]), pack(right[2], right[3])};
+                pack<T>(left[0], left[1]), pack<T>(left[2], left[3]), pack<T>(right[0], right[1]),
+                pack<T>(right[2], right[3])};
             for (int column = 0; column < HEAD_COLUMNS; ++column) {
                 const u16* row = values + (column * 8 + g) * VALUE_ROW + step * 16 + 2 * t;
                 const u32 b0 = *reinterpret_cast<const u32*>(row);
                 const u32 b1 = *reinterpret_cast<const u32*>(row + 8);
-                multiply_add(context[column], shares, b0, b1);
+                multiply_add<T>(context[column], shares, b0, b1);
             }
         }
     }
     u16* target = reinterpret_cast<u16*>(out) + (size_t(tile.start) + first) * inner + head * HEAD + 2 * t;
     for (int column = 0; column < HEAD_COLUMNS; ++column) {
         const float (&c)[4] = context[column];
-        if (upper < n_queries)
-            *reinterpret_cast<u32*>(target + size_t(upper) * inner + column * 8) = pack(c[0] / sum[0], c[1] / sum[0]);
-        if (lower < n_queries)
-            *reinterpret_cast<u32*>(target + size_t(lower) * inner + column * 8) = pack(c[2] / sum[1], c[3] / sum[1]);
+        u16* up = target + size_t(upper) * inner + column * 8;
+        u16* low = target + size_t(lower) * inner + column * 8;
+        if (upper < n_queries) *reinterpret_cast<u32*>(up) = pack<T>(c[0] / sum[0], c[1] / sum[0]);
+        if (lower < n_queries) *reinterpret_cast<u32*>(low) = pack<T>(c[2] / sum[1], c[3] / sum[1]);
     }
 }
 
@@ -272,6 +289,7 @@ __device__ void attend_tiles(
     }
 
 ROTATE_KERNEL(float, f32)
+ROTATE_KERNEL(Float16, f16)
 ROTATE_KERNEL(Bfloat16, bf16)
 
 extern "C" __global__ void attend_f32(
@@ -280,14 +298,18 @@ extern "C" __global__ void attend_f32(
     attend_exact(qkv, tiles, n_heads, head_size, Scores{scale, bias, reach, window}, out);
 }
 
-#define TILES_KERNEL(HEAD)                                                                                            \
-    extern "C" __global__ void __launch_bounds__(128) attend_bf16_##HEAD(                                             \
-        const Bfloat16* qkv, const Tile* tiles, int n_heads, float scale, const float* bias, int reach, int window,   \
-        Bfloat16* out) {                                                                                              \
-        attend_tiles<HEAD>(qkv, tiles, n_heads, Scores{scale, bias, reach, window}, out);                             \
+#define TILES_KERNEL(T, suffix, HEAD)                                                                                 \
+    extern "C" __global__ void __launch_bounds__(128) attend_##suffix##_##HEAD(                                       \
+        const T* qkv, const Tile* tiles, int n_heads, float scale, const float* bias, int reach, int window,          \
+        T* out) {                                                                                                     \
+        attend_tiles<T, HEAD>(qkv, tiles, n_heads, Scores{scale, bias, reach, window}, out);                          \
     }
 
-TILES_KERNEL(32)
-TILES_KERNEL(64)
-TILES_KERNEL(96)
-TILES_KERNEL(128)
+#define TILES_KERNELS(T, suffix)                                                                                      \
+    TILES_KERNEL(T, suffix, 32)                                                                                       \
+    TILES_KERNEL(T, suffix, 64)                                                                                       \
+    TILES_KERNEL(T, suffix, 96)                                                                                       \
+    TILES_KERNEL(T, suffix, 128)
+
+TILES_KERNELS(Float16, f16)
+TILES_KERNELS(Bfloat16, bf16)

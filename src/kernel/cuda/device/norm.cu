@@ -81,4 +81,5 @@ __device__ void add_norm(
     }
 
 NORM_KERNELS(float, f32)
+NORM_KERNELS(Float16, f16)
 NORM_KERNELS(Bfloat16, bf16)

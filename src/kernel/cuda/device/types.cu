@@ -1,8 +1,8 @@
 // Number formats, and what the threads of a warp or block do together. First of the files that make one module.
 //
-// Every kernel is a template over T, the format of what matrix products read and write: float or Bfloat16. Sums, norms,
-// softmax and the residual stream are float in both. Nothing from CUDA's headers is needed, so that a compiler alone
-// makes the module.
+// Every kernel is a template over T, the format of what matrix products read and write: float, Float16 or Bfloat16. Sums,
+// norms, softmax and the residual stream are float in all of them. Nothing from CUDA's headers is needed, so that a
+// compiler alone makes the module.
 
 using u16 = unsigned short;
 using u32 = unsigned int;
@@ -12,9 +12,24 @@ struct Bfloat16 {
     u16 bits;
 };
 
+// The half precision of IEEE 754: three bits more than Bfloat16, and infinity where a float is beyond 65,504.
+struct Float16 {
+    u16 bits;
+};
+
 __device__ __forceinline__ float widen(float value) { return value; }
 
 __device__ __forceinline__ float widen(Bfloat16 value) { return __uint_as_float(u32(value.bits) << 16); }
+
+__device__ __forceinline__ float widen(Float16 value) {
+#ifdef EMULATED
+    return emulated_widen(value.bits);
+#else
+    float wide;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(value.bits));
+    return wide;
+#endif
+}
 
 template <typename T> __device__ __forceinline__ T narrow(float value);
 
@@ -27,9 +42,19 @@ template <> __device__ __forceinline__ Bfloat16 narrow<Bfloat16>(float value) {
     return Bfloat16{u16((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
 }
 
+template <> __device__ __forceinline__ Float16 narrow<Float16>(float value) {
+#ifdef EMULATED
+    return Float16{emulated_narrow(value)};
+#else
+    Float16 narrowed;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(narrowed.bits) : "f"(value));
+    return narrowed;
+#endif
+}
+
 // Two neighbours in one register, the first one in the lower half, as mma.sync reads them.
-__device__ __forceinline__ u32 pack(float first, float second) {
-    return u32(narrow<Bfloat16>(first).bits) | (u32(narrow<Bfloat16>(second).bits) << 16);
+template <typename T> __device__ __forceinline__ u32 pack(float first, float second) {
+    return u32(narrow<T>(first).bits) | (u32(narrow<T>(second).bits) << 16);
 }
 
 // 16 bytes, moved at once.

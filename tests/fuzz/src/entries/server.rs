@@ -57,11 +57,11 @@ fn start() -> Serving {
     let threads = Arc::new(Threads::new(1).expect("a thread"));
     let notes = Notes::at("/dev/null/notes".into());
     let shared = load::Shared {
+        seats: load::Seat::all(&[Target::Cpu], &threads),
         threads,
         workers,
         metrics: Arc::clone(&metrics),
         isa: Isa::detect(),
-        target: Target::Cpu,
         notes,
     };
     let requests = RequestConfig { max_inputs: 32, max_request_tokens: 256, allow_empty_input: false, ..requests() };

@@ -1,0 +1,167 @@
+//! The devices that a model is loaded onto: the same weights on each of them, tested there, with a device thread of its own
+//! behind the model's one queue.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::arch::Described;
+use crate::batch::Queue;
+use crate::batch::plan::Budget;
+use crate::kernel::{Compute, Precision, Target};
+use crate::load::gate::{self, Case};
+use crate::load::modules::Modules;
+use crate::load::{LoadError, Shared, overflow};
+use crate::observe::progress::LoadProgress;
+use crate::pool::Head;
+use crate::request::Dimensions;
+use crate::runner::{self, Canary, Computation, Device, Runner, warmup};
+use crate::threads::{Threads, Turns};
+use crate::tokenize::Tokenizer;
+
+/// A probe with words, digits, punctuation and a second script; any tokenizer makes several tokens of it.
+const PROBE: &str = "The quick brown fox jumps over 13 lazy dogs; не спеши.";
+
+/// A device, and whose turn it is there.
+#[derive(Debug, Clone)]
+pub struct Seat {
+    pub target: Target,
+    pub turns: Arc<Turns>,
+}
+
+impl Seat {
+    /// The CPU's turns are those of `threads`; every GPU has its own, so that they compute at the same time.
+    pub fn all(targets: &[Target], threads: &Threads) -> Vec<Self> {
+        let turns = |target: &Target| match target {
+            Target::Cpu => Arc::clone(threads.turns()),
+            #[cfg(feature = "cuda")]
+            Target::Cuda(_) => Arc::default(),
+        };
+        targets.iter().map(|target| Self { target: target.clone(), turns: turns(target) }).collect()
+    }
+}
+
+/// What has been read of a model before its weights.
+pub(super) struct Parts<'a> {
+    pub(super) model: &'a str,
+    pub(super) config: &'a Value,
+    pub(super) modules: &'a Modules,
+    pub(super) described: &'a Described,
+    pub(super) weight_files: &'a [PathBuf],
+    pub(super) compute: Compute,
+    pub(super) head: &'a Head,
+    pub(super) tokenizer: &'a Tokenizer,
+    pub(super) dimensions: Dimensions,
+}
+
+/// A model on its devices.
+pub(super) struct Placed {
+    /// By seat.
+    devices: Vec<(String, Computation, Canary)>,
+    /// On each of them.
+    pub(super) weight_bytes: u64,
+}
+
+impl Placed {
+    /// Builds the model on every seat, one after the other, and tests it there.
+    ///
+    /// # Errors
+    /// A model that cannot be built there, or fails a test; devices that do not agree.
+    pub(super) fn load(parts: &Parts<'_>, shared: &Shared, progress: &LoadProgress) -> Result<Self, LoadError> {
+        let probe = parts.tokenizer.encode_probe(PROBE).map_err(LoadError::Probe)?;
+        let mut placed = Self { devices: Vec::with_capacity(shared.seats.len()), weight_bytes: 0 };
+        for seat in &shared.seats {
+            let (mut computation, weight_bytes) = parts.build(seat, shared, progress)?;
+            placed.weight_bytes = weight_bytes;
+            progress.enter("warming up".to_owned(), 0);
+            let canary = warmup::self_test(&mut computation, &probe, parts.dimensions)?;
+            if let Some((_, _, first)) = placed.devices.first() {
+                warmup::compare(first, &canary, computation.encoder.company_bound())?;
+            }
+            placed.devices.push((seat.target.label(), computation, canary));
+        }
+        Ok(placed)
+    }
+
+    /// The probe, as the slowest device computes it.
+    pub(super) fn slowest(&self) -> Option<&Canary> {
+        self.devices.iter().map(|(_, _, canary)| canary).max_by_key(|canary| canary.took())
+    }
+
+    /// The batches that fit every device, no larger than wanted, with their memory taken.
+    ///
+    /// # Errors
+    /// A device without room for the longest row.
+    pub(super) fn fit(&mut self, wanted: Budget, longest_row: usize) -> Result<Budget, LoadError> {
+        let mut budget = wanted;
+        for (_, computation, _) in &mut self.devices {
+            budget = warmup::fit(computation, budget, longest_row)?;
+        }
+        Ok(budget)
+    }
+
+    /// A thread for each device, all of them behind `queue`.
+    ///
+    /// # Errors
+    /// The operating system refused a thread.
+    pub(super) fn spawn(
+        self,
+        model: &str,
+        (queue, limits): (&Queue, runner::Limits),
+        shared: &Shared,
+    ) -> Result<Vec<Runner>, LoadError> {
+        let mut runners = Vec::with_capacity(self.devices.len());
+        for (number, (device, computation, canary)) in self.devices.into_iter().enumerate() {
+            let (model, own) = (model.to_owned(), queue.for_device(number));
+            let device = Device { model, device, computation, canary, queue: own, limits };
+            match runner::spawn(device, &shared.metrics) {
+                Ok(runner) => runners.push(runner),
+                Err(error) => {
+                    // Those that have begun end, as nobody will ever send them anything.
+                    queue.close();
+                    return Err(error.into());
+                }
+            }
+        }
+        Ok(runners)
+    }
+}
+
+impl Parts<'_> {
+    /// The model on one seat, and the memory of its weights there.
+    fn build(&self, seat: &Seat, shared: &Shared, progress: &LoadProgress) -> Result<(Computation, u64), LoadError> {
+        let (compute, pool) = (self.compute, shared.threads.pool());
+        let mut weight_bytes = 0;
+        let mut build = |compute| -> Result<Computation, LoadError> {
+            let loaded = pool.install(|| self.described.load(self.weight_files, &seat.target, compute, pool))?;
+            weight_bytes = loaded.weight_bytes;
+            let (head, turns) = (self.head.clone(), Arc::clone(&seat.turns));
+            Ok(Computation { encoder: loaded.encoder, head, turns })
+        };
+        let mut computation = if compute.precision == Precision::Int8 && matches!(seat.target, Target::Cpu) {
+            progress.enter("comparing int8 with f32".to_owned(), 0);
+            let case = Case {
+                model: self.model,
+                compute,
+                rows: self.known_rows()?,
+                dimensions: self.dimensions,
+                weights: gate::digest(self.config, self.modules, self.weight_files)?,
+                notes: &shared.notes,
+            };
+            gate::admit(&case, build)?.0
+        } else {
+            build(compute)?
+        };
+        if compute.precision == Precision::F16 {
+            progress.enter("looking for overflows of f16".to_owned(), 0);
+            overflow::check(&mut computation, &self.known_rows()?, self.dimensions)?;
+        }
+        Ok((computation, weight_bytes))
+    }
+
+    /// The texts that reduced formats are tested with, in the model's own tokens.
+    fn known_rows(&self) -> Result<Vec<Vec<u32>>, LoadError> {
+        gate::TEXTS.iter().map(|text| self.tokenizer.encode_probe(text).map_err(LoadError::Probe)).collect()
+    }
+}
