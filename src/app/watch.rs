@@ -101,6 +101,13 @@ impl Watchdog {
                 *was_stalled = false;
                 continue;
             };
+            let health = served.runner.health();
+            let stalled = if let Health::Stalled { canary, .. } = health { Some(canary) } else { None };
+            if let Some(canary) = stalled
+                && !std::mem::replace(was_stalled, true)
+            {
+                stalls(&self.engine, slot, canary);
+            }
             let overdue = served.runner.devices().filter_map(|(_, health)| match health {
                 Health::Stalled { overdue, .. } => Some(overdue),
                 Health::Ready | Health::Dead | Health::Broken(_) => None,
@@ -110,11 +117,7 @@ impl Watchdog {
                 let reason = format!("a forward pass is overdue by {:.1} s", overdue.as_secs_f64());
                 self.alarm.raise(format!("{}: {reason}", on_device(slot, &served)));
             }
-            let health = served.runner.health();
-            if let Health::Stalled { canary, .. } = health {
-                if !std::mem::replace(was_stalled, true) {
-                    stalls(&self.engine, slot, canary);
-                }
+            if stalled.is_some() {
                 continue;
             }
             if std::mem::replace(was_stalled, false) && health == Health::Ready {
