@@ -41,7 +41,7 @@ pub(super) fn plan(listing: &mut dyn Listing) -> Result<Files, Cause> {
     let mut plan = Plan::default();
     plan.require(listing, "config.json")?;
     plan.tokenizer(listing)?;
-    for name in OPTIONAL {
+    for name in OPTIONAL.into_iter().chain(ENCODER_SETTINGS) {
         plan.offer(listing, RelPath::parse(name)?);
     }
     let list = RelPath::parse(MODULES)?;
@@ -253,10 +253,9 @@ const TOKENIZER: &str = "tokenizer.json";
 const WORD_LIST: &str = "vocab.txt";
 const WEIGHTS: &str = "model.safetensors";
 pub(super) const WEIGHT_INDEX: &str = "model.safetensors.index.json";
-/// Taken where they exist.
-const OPTIONAL: [&str; 12] = [
-    MODULES,
-    // The same settings under the names of older exports; sentence-transformers takes the first that exists.
+/// What sentence-transformers asks of the encoder and of its tokenizer; older exports name the file after the architecture.
+/// sentence-transformers takes the first that says anything.
+pub const ENCODER_SETTINGS: [&str; 7] = [
     "sentence_bert_config.json",
     "sentence_roberta_config.json",
     "sentence_distilbert_config.json",
@@ -264,6 +263,10 @@ const OPTIONAL: [&str; 12] = [
     "sentence_albert_config.json",
     "sentence_xlm-roberta_config.json",
     "sentence_xlnet_config.json",
+];
+/// Taken where they exist, beside [`ENCODER_SETTINGS`].
+const OPTIONAL: [&str; 5] = [
+    MODULES,
     "config_sentence_transformers.json",
     "tokenizer_config.json",
     "special_tokens_map.json",

@@ -46,6 +46,7 @@ use crate::source::repository::HubModel;
 use crate::source::wheel::WheelModel;
 
 pub use crate::source::error::{Attempt, Cause, SourceError};
+pub use layout::ENCODER_SETTINGS;
 
 /// For `tests/fuzz` alone: `obtain` unpacks an archive only after its hash has matched a pinned one, so that no public
 /// function could be given arbitrary bytes.

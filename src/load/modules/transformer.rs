@@ -8,17 +8,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::load::modules::{ModulesError, read_json};
-
-/// Older exports name the file after the architecture. sentence-transformers takes the first that says anything.
-const FILES: [&str; 7] = [
-    "sentence_bert_config.json",
-    "sentence_roberta_config.json",
-    "sentence_distilbert_config.json",
-    "sentence_camembert_config.json",
-    "sentence_albert_config.json",
-    "sentence_xlm-roberta_config.json",
-    "sentence_xlnet_config.json",
-];
+use crate::source::ENCODER_SETTINGS;
 
 /// Fields with the only value that is implemented; null is always that.
 const ONLY: [(&str, &str); 4] = [
@@ -67,7 +57,7 @@ pub(super) struct EncoderSettings {
 /// Reads the settings of `folder`; without a limit of their own, the tokenizer's counts.
 pub(super) fn read(folder: &Path) -> Result<EncoderSettings, ModulesError> {
     let mut settings = EncoderSettings::default();
-    for name in FILES {
+    for name in ENCODER_SETTINGS {
         let path = folder.join(name);
         // An empty one counts as none.
         let config = read_json(&path)?.filter(|config| config.as_object().is_none_or(|keys| !keys.is_empty()));
