@@ -1,5 +1,5 @@
 //! f32 products whose operands are split in bf16 parts for AMX (see [`super::tile::amx::parts`]): rows and weights are
-//! split here, chunk by chunk of k and group by group of columns, into scratch memory that the second-level cache holds.
+//! split here, chunk by chunk of k and two panels at a time, into scratch memory that the second-level cache holds.
 
 use std::ops::Range;
 
@@ -13,8 +13,8 @@ use super::tile::amx::parts::{BLOCK, PANEL_BLOCK_LEN, ROW_BLOCK_LEN, Source, run
 use super::tile::{GROUP, LINE, MAX_PANELS, MAX_ROWS, PANEL, Scales, Tile};
 use crate::kernel::Activation;
 
-/// Values of k whose parts are held at once, 750 KB of a chunk of rows and 74 KB of panels. What comes
-/// after is added to C: the same borders for every row, so the same bits.
+/// Values of k whose parts are held at once, 750 KB of a chunk of rows and 74 KB of panels. What comes after is added to C:
+/// the same borders for every row, so the same bits.
 const K_CHUNK: usize = 384;
 
 /// One thread's room for parts: of a chunk of rows, and of the panels that they are multiplied with.

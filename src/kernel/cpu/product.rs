@@ -1,8 +1,9 @@
 //! Matrix products in cache: rows of one operand by a range of columns of a packed weight, tile by tile.
 //!
-//! **Order.** Chunks of rows ([`row_chunk`]), inside them groups of three panels, inside them blocks of up to 8 rows. A group of a
-//! 768-wide f32 weight has 147 KB: it stays in the second-level cache while the rows of the chunk pass over it, and the
-//! group after it is fetched there meanwhile, so that a weight that streams from memory costs no waiting.
+//! **Order.** Chunks of rows ([`row_chunk`]), inside them groups of three panels, inside them blocks of up to 8 rows; on
+//! AMX two panels and 32 rows. A group of a 768-wide f32 weight has 147 KB: it stays in the second-level cache while the
+//! rows of the chunk pass over it, and the group after it is fetched there meanwhile, so that a weight that streams from
+//! memory costs no waiting.
 
 use std::ops::Range;
 
@@ -39,7 +40,7 @@ pub(super) fn even_parts(range: Range<usize>, at_most: usize) -> impl Iterator<I
     (0..n).map(move |index| border(index)..border(index + 1))
 }
 
-/// Rows in the format of the weight; at least [`tile::READ_ROWS`] of them can be read, however few count.
+/// Rows in the format of the weight. Where they were brought into it, [`tile::READ_ROWS`] can be read, however few count.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Operand {
     pub(super) start: *const u8,
