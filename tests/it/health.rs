@@ -196,8 +196,8 @@ async fn a_lost_device_is_told_and_ends_the_process() {
     assert_eq!(reason, "evil: the device is lost");
 }
 
-/// Two tiny models, `a` and `b`, behind flags.
-async fn two_models(flags: &[&str]) -> (TempDir, Process) {
+/// Two tiny models, `a` and `b`, behind flags. After `retry`, a request may have one loaded again that was given up.
+async fn two_models(flags: &[&str], retry: Duration) -> (TempDir, Process) {
     let root = tempfile::tempdir().unwrap();
     for (seed, name) in [(1, "a"), (2, "b")] {
         std::fs::create_dir(root.path().join(name)).unwrap();
@@ -207,7 +207,7 @@ async fn two_models(flags: &[&str]) -> (TempDir, Process) {
     let paths: Vec<&Path> = paths.iter().map(std::path::PathBuf::as_path).collect();
     let process = Process::ready(&paths, flags, |config| {
         config.batch.device.restart_delay = Duration::from_millis(20);
-        config.residency.retry_failed = Duration::from_millis(20);
+        config.residency.retry_failed = retry;
     })
     .await;
     (root, process)
@@ -222,7 +222,7 @@ fn kill(process: &Process, model: &str) {
 // I-07: a dead device thread is not ready; the model is loaded again once; the others serve on all the time.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_model_is_restarted_once_and_then_ends_the_process() {
-    let (_folders, process) = two_models(&[]).await;
+    let (_folders, process) = two_models(&[], NEVER).await;
     let vectors = process.embed("a", "x y").await.vectors();
     kill(&process, "a");
     process.embed("b", "x").await.vectors();
@@ -243,7 +243,7 @@ async fn a_dead_model_is_restarted_once_and_then_ends_the_process() {
 // I-07
 #[tokio::test(flavor = "multi_thread")]
 async fn keep_going_gives_up_the_dead_model_alone() {
-    let (_folders, process) = two_models(&["--keep-going"]).await;
+    let (_folders, process) = two_models(&["--keep-going"], Duration::from_millis(20)).await;
     kill(&process, "a");
     process.until_metric("embedserve_model_restarts_total", "model=\"a\"", 1.0).await;
     process.until_states(&["ready", "ready"]).await;
@@ -265,7 +265,7 @@ async fn keep_going_gives_up_the_dead_model_alone() {
 // I-07: a model that cannot be loaded again is not forgotten.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_model_that_cannot_be_loaded_again_ends_the_process() {
-    let (folders, process) = two_models(&[]).await;
+    let (folders, process) = two_models(&[], NEVER).await;
     std::fs::write(folders.path().join("a/config.json"), "{}").unwrap();
     kill(&process, "a");
     let end = tokio::time::timeout(SOON, process.running.failed()).await.unwrap();
