@@ -9,6 +9,7 @@
 //! ends the process at once, unless it is an echo of the first.
 
 mod commands;
+mod interrupt;
 mod keys;
 mod loading;
 mod memory;
@@ -53,25 +54,32 @@ fn outlive_file_size_limit() -> std::io::Result<()> {
 /// Whatever ended it, with the advice a person needs.
 pub fn run(cli: Cli, environment: &Environment) -> anyhow::Result<ExitCode> {
     outlive_file_size_limit()?;
-    match cli.command {
-        None => serve::run(&cli.serve, environment),
-        Some(Command::Serve(args)) => serve::run(&args, environment),
-        Some(Command::Bench(args)) => commands::bench(&args, &cli.serve, environment),
-        Some(Command::Health(args)) => commands::health(&args, environment),
+    let Cli { command, serve } = cli;
+    let environment = environment.clone();
+    match command {
+        None => serve::run(&serve, &environment),
+        Some(Command::Serve(args)) => serve::run(&args, &environment),
+        Some(Command::Health(args)) => commands::health(&args, &environment),
+        Some(Command::Bench(args)) => {
+            log::init(&config::log_from("warn", &args.logs, &environment));
+            interrupt::run(move |stop| commands::bench(&args, &serve, &environment, stop))
+        }
         Some(Command::Bundle(command)) => {
-            log::init(&config::log(&cli.serve.logs, environment));
-            match command {
-                BundleCommand::Export(args) => commands::export(&args, environment),
-                BundleCommand::Import(args) => commands::import(&args, environment),
-            }
+            log::init(&config::log(&serve.logs, &environment));
+            interrupt::run(move |stop| match command {
+                BundleCommand::Export(args) => commands::export(&args, &environment, stop),
+                BundleCommand::Import(args) => commands::import(&args, &environment, stop),
+            })
         }
         Some(Command::Models(command)) => {
-            log::init(&config::log(&cli.serve.logs, environment));
+            log::init(&config::log(&serve.logs, &environment));
             match command {
-                ModelsCommand::List(args) => commands::list(&args, environment),
-                ModelsCommand::Show(args) => commands::show(&args, &cli.serve, environment),
-                ModelsCommand::Verify(args) => commands::verify(&args, &cli.serve, environment),
-                ModelsCommand::Pull(args) => commands::pull(&args, environment),
+                ModelsCommand::List(args) => commands::list(&args, &environment),
+                ModelsCommand::Show(args) => commands::show(&args, &serve, &environment),
+                ModelsCommand::Verify(args) => {
+                    interrupt::run(move |stop| commands::verify(&args, &serve, &environment, stop))
+                }
+                ModelsCommand::Pull(args) => interrupt::run(move |stop| commands::pull(&args, &environment, stop)),
             }
         }
     }

@@ -10,7 +10,7 @@ use embedserve::source::fault::POINTS;
 
 use crate::server::{Server, embedserve, run, through, wait_for};
 use crate::support::fake_hub::{FakeHub, Script};
-use crate::support::fake_pip::{Behaviour, FakePip, wheel};
+use crate::support::fake_pip::{Behaviour, FakePip, is_alive, wheel};
 use crate::support::sources::{NEEDED, hex, repository};
 use crate::support::tiny_model::TinyModel;
 
@@ -175,6 +175,28 @@ fn unpacking_beyond_a_limit_fails_with_the_path_and_removes_what_it_wrote() {
     assert_eq!(finished.code, Some(1), "{}", finished.stderr);
     assert!(finished.stderr.contains("model.safetensors: File too large"), "{}", finished.stderr);
     assert_eq!(names(cache.path()), [catalog.display().to_string()]);
+}
+
+// D-02
+#[test]
+fn a_signal_ends_a_pull_with_its_pip_and_what_it_had_begun() {
+    for (signal, code) in [("TERM", 143), ("INT", 130)] {
+        let cache = tempfile::tempdir().unwrap();
+        let pip = FakePip::new(Behaviour::Shell("sleep 600 & echo $! > \"$record/child\"; wait"));
+        let catalog = cache.path().join("models.toml");
+        std::fs::write(&catalog, wheel_catalogue(b"never sent")).unwrap();
+        let script = pip.command().iter().map(|part| part.to_str().unwrap().to_owned()).collect::<Vec<_>>().join(" ");
+        let mut command = pull(cache.path(), "o/wheel", &["--catalog", catalog.to_str().unwrap(), "--pip", &script]);
+        let mut pulling = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let child = wait_for("pip's child", || Some(pip.record("child")).filter(|pid| pid.ends_with('\n')));
+        assert!(is_alive(&child));
+        let sent = Command::new("kill").args([&format!("-{signal}"), &pulling.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+        let ended = wait_for("the end of the pull", || pulling.try_wait().unwrap());
+        assert_eq!(ended.code(), Some(code));
+        wait_for("the end of pip's child", || (!is_alive(&child)).then_some(()));
+        assert_eq!(names(cache.path()), [catalog.display().to_string()]);
+    }
 }
 
 // D-05

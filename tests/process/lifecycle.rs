@@ -94,7 +94,7 @@ fn sigterm_finishes_what_was_accepted_and_exits_0() {
     wait_for("not ready", || (server.get("/readyz").0 == 503).then_some(()));
     for client in clients {
         let (status, body) = client.join().unwrap();
-        assert_eq!(status, 200, "{body}");
+        assert_eq!(status, 200, "{body}\n{}", server.log());
         assert_eq!(body.matches(r#""object":"embedding""#).count(), 2048);
     }
     assert_eq!(server.wait().code(), Some(0), "{}", server.log());
@@ -151,7 +151,7 @@ fn an_echo_of_the_first_signal_cuts_nothing_off() {
     server.signal("TERM");
     server.wait_for_log("draining already");
     let (status, body) = client.join().unwrap();
-    assert_eq!(status, 200, "{body}");
+    assert_eq!(status, 200, "{body}\n{}", server.log());
     assert_eq!(server.wait().code(), Some(0), "{}", server.log());
 }
 

@@ -11,11 +11,15 @@ use crate::config::{self, ConfigError, Environment};
 use crate::source::bundle::{self, Import};
 
 /// Writes the models into one file, and prints its SHA-256 as `sha256sum` would.
-pub(in crate::app) fn export(args: &ExportArgs, environment: &Environment) -> anyhow::Result<ExitCode> {
+pub(in crate::app) fn export(
+    args: &ExportArgs,
+    environment: &Environment,
+    stop: &AtomicBool,
+) -> anyhow::Result<ExitCode> {
     let catalogue = config::catalogue(args.source.catalog.as_deref())?;
     let sources = config::source(&args.source, environment)?;
     let specs = chosen(&args.models, args.revision.as_deref(), &catalogue)?;
-    let written = bundle::export(&specs, &args.output, &sources, &AtomicBool::new(false))
+    let written = bundle::export(&specs, &args.output, &sources, stop)
         .map_err(|error| anyhow::anyhow!("cannot write {}: {error}", args.output.display()))?;
     tracing::info!(models = written.models.len(), bytes = written.bytes, "bundle is complete");
     writeln!(std::io::stdout(), "{}  {}", written.sha256, args.output.display())?;
@@ -23,7 +27,11 @@ pub(in crate::app) fn export(args: &ExportArgs, environment: &Environment) -> an
 }
 
 /// Puts the models of a bundle into the caches, and prints each id with the folder it lies in.
-pub(in crate::app) fn import(args: &ImportArgs, environment: &Environment) -> anyhow::Result<ExitCode> {
+pub(in crate::app) fn import(
+    args: &ImportArgs,
+    environment: &Environment,
+    stop: &AtomicBool,
+) -> anyhow::Result<ExitCode> {
     let catalogue = config::catalogue(args.source.catalog.as_deref())?;
     let sources = config::source(&args.source, environment)?;
     let invalid = |error: crate::catalog::id::IdError| ConfigError::Invalid {
@@ -32,13 +40,8 @@ pub(in crate::app) fn import(args: &ImportArgs, environment: &Environment) -> an
         reason: error.to_string(),
     };
     let sha256 = args.sha256.as_deref().map(Sha256::parse).transpose().map_err(invalid)?;
-    let import = Import {
-        bundle: &args.bundle,
-        sha256: sha256.as_ref(),
-        catalogue: &catalogue,
-        config: &sources,
-        stop: &AtomicBool::new(false),
-    };
+    let (bundle, sha256) = (&args.bundle, sha256.as_ref());
+    let import = Import { bundle, sha256, catalogue: &catalogue, config: &sources, stop };
     // The messages hold their causes already.
     let read =
         bundle::import(import).map_err(|error| anyhow::anyhow!("cannot import {}: {error}", args.bundle.display()))?;

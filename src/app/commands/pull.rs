@@ -14,13 +14,13 @@ use crate::observe::progress::LoadProgress;
 use crate::source;
 
 /// Fetches and verifies each model, and prints the folder it lies in.
-pub(in crate::app) fn pull(args: &PullArgs, environment: &Environment) -> anyhow::Result<ExitCode> {
+pub(in crate::app) fn pull(args: &PullArgs, environment: &Environment, stop: &AtomicBool) -> anyhow::Result<ExitCode> {
     let catalogue = config::catalogue(args.source.catalog.as_deref())?;
     let sources = config::source(&args.source, environment)?;
     let specs = chosen(&args.models, args.revision.as_deref(), &catalogue)?;
     let mut failed = 0;
     for spec in &specs {
-        match source::obtain(spec, &sources, &LoadProgress::default(), &AtomicBool::new(false)) {
+        match source::obtain(spec, &sources, &LoadProgress::default(), stop) {
             Ok(folder) => writeln!(std::io::stdout(), "{}", folder.path.display())?,
             Err(error) => {
                 failed += 1;

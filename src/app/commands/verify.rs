@@ -43,6 +43,7 @@ pub(in crate::app) fn verify(
     args: &VerifyArgs,
     serve: &ServeArgs,
     environment: &Environment,
+    stop: &AtomicBool,
 ) -> anyhow::Result<ExitCode> {
     let catalogue = config::catalogue(args.source.catalog.as_deref())?;
     let references = references(&args.reference, &args.models)?;
@@ -54,7 +55,7 @@ pub(in crate::app) fn verify(
         let spec = catalog::resolve(choice, &catalogue).map_err(config::ConfigError::from)?;
         let mut spec = config::in_dtype(spec, args.dtype.as_deref())?;
         spec.references.extend_from_slice(&references);
-        match bench.verify(&spec) {
+        match bench.verify(&spec, stop) {
             Ok(verdict) => good &= report(&spec, bench.batch.isa.name(), &verdict)?,
             Err(error) => {
                 writeln!(std::io::stdout(), "{}  FAILED  {error:#}", spec.id)?;
@@ -88,9 +89,9 @@ impl Bench {
         Ok(Self { sources: config::source(source, environment)?, requests, batch, runtime })
     }
 
-    fn verify(&self, spec: &ModelSpec) -> anyhow::Result<Verdict> {
-        let (progress, stop) = (LoadProgress::default(), AtomicBool::new(false));
-        let folder = source::obtain(spec, &self.sources, &progress, &stop).context("cannot fetch")?;
+    fn verify(&self, spec: &ModelSpec, stop: &AtomicBool) -> anyhow::Result<Verdict> {
+        let progress = LoadProgress::default();
+        let folder = source::obtain(spec, &self.sources, &progress, stop).context("cannot fetch")?;
         let metrics = Metrics::new(std::slice::from_ref(&spec.id));
         let threads = Arc::new(Threads::new(self.batch.threads)?);
         let shared = Shared {

@@ -27,10 +27,9 @@ use tokio::net::TcpListener;
 
 use crate::app::serve;
 use crate::cli::{BenchArgs, ServeArgs};
-use crate::config::{self, Config, ConfigError, Environment};
+use crate::config::{Config, ConfigError, Environment};
 use crate::engine::SlotState;
 use crate::load::work::Work;
-use crate::observe::log;
 use crate::observe::progress::LoadProgress;
 use crate::source;
 use client::{Connection, EMBEDDINGS, Target};
@@ -70,13 +69,13 @@ pub(in crate::app) fn bench(
     args: &BenchArgs,
     serve: &ServeArgs,
     environment: &Environment,
+    stop: &AtomicBool,
 ) -> anyhow::Result<ExitCode> {
-    log::init(&config::log_from("warn", &args.logs, environment));
     let begun = Instant::now();
     let time = time(args.seconds)?;
     let report = match &args.url {
         Some(url) => measure_url(args, url, time),
-        None => measure_own(args, serve, environment, time),
+        None => measure_own(args, serve, environment, (time, stop)),
     }?;
     let took = begun.elapsed();
     let mut out = std::io::stdout().lock();
@@ -117,7 +116,7 @@ fn measure_own(
     args: &BenchArgs,
     serve: &ServeArgs,
     environment: &Environment,
-    time: Duration,
+    (time, stop): (Duration, &AtomicBool),
 ) -> anyhow::Result<Report> {
     let config = own_config(args, serve, environment)?;
     let [spec] = config.names.models() else {
@@ -127,7 +126,7 @@ fn measure_own(
     };
     // Before the clock starts: a download says nothing about the server.
     say(format_args!("files of {}", spec.id));
-    let folder = source::obtain(spec, &config.source, &LoadProgress::default(), &AtomicBool::new(false))?;
+    let folder = source::obtain(spec, &config.source, &LoadProgress::default(), stop)?;
     let work = Work::of_folder(&folder.path)?;
     let machine = machine(time);
     let mut facts = json!({ "model": spec.id, "revision": folder.revision, "dtype": spec.precision().to_string(),
