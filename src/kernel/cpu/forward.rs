@@ -8,12 +8,14 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use rayon::ThreadPool;
 
 use super::Isa;
 use super::rows::Rows;
 use super::team::{Barrier, BreakOnPanic, Team};
+use super::team_size::TeamSize;
 use super::tile::Registers;
 use super::worker::{ROWS_WORTH_SHARING, Scratch, TileMemory, Tokens, Widths, Worker};
 
@@ -29,6 +31,7 @@ const TOKEN_COST: usize = 4096;
 pub struct Memory {
     threads: Vec<Mutex<ThreadMemory>>,
     together: TileMemory,
+    team_size: TeamSize,
 }
 
 #[derive(Debug, Default)]
@@ -83,6 +86,9 @@ pub fn forward(
     // A batch too small for two threads needs none but this one.
     let work = batch.ids.len() * widths.hidden * (4 * widths.inner + 2 * widths.middle);
     let n_threads = if work < TEAM_WORK { 1 } else { n_threads };
+    // Large batches keep all threads busy without waiting, whoever else computes.
+    let is_small = batch.ids.len() < ROWS_WORTH_SHARING * n_threads;
+    let n_threads = if is_small { memory.team_size.at(Instant::now(), n_threads) } else { n_threads };
     let plan = plan(&lengths, n_threads);
     let mut out = vec![0.0; batch.ids.len() * widths.hidden];
     let place = Rows::new(&mut out, widths.hidden);
@@ -103,16 +109,15 @@ pub fn forward(
         let _registers = Registers::of(isa);
         if let Some(rows) = shared {
             let _guard = BreakOnPanic(&barrier);
-            let team = Team { index, size: n_threads, barrier: &barrier };
+            let team = Team::new(index, n_threads, &barrier);
             for tile in &together {
-                run(Worker::new(isa, team, tile.tokens(), rows, scratch), tile);
+                run(Worker::new(isa, team.clone(), tile.tokens(), rows, scratch), tile);
                 team.wait();
             }
         }
-        let team = Team { index: 0, size: 1, barrier: &alone_barrier };
         while let Some(tile) = alone.get(next.fetch_add(1, Ordering::Relaxed)) {
             let rows = own_tile.rows(isa, widths, tile.ids.len(), 1);
-            run(Worker::new(isa, team, tile.tokens(), rows, scratch), tile);
+            run(Worker::new(isa, Team::new(0, 1, &alone_barrier), tile.tokens(), rows, scratch), tile);
         }
     };
     if n_threads == 1 {
@@ -125,6 +130,9 @@ pub fn forward(
             }
             member(0);
         });
+    }
+    if is_small {
+        memory.team_size.learn(Instant::now(), n_threads, barrier.was_late());
     }
     out
 }

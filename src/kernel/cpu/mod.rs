@@ -29,6 +29,7 @@ pub mod reduce;
 pub mod roofline;
 mod rows;
 mod team;
+mod team_size;
 mod tile;
 mod transpose;
 pub mod worker;

@@ -3,16 +3,23 @@
 //! All members run the same program; where one needs what another wrote, all of them pass a [`Team::wait`]. A team of one
 //! never waits.
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Looks at the barrier before going to sleep: tens of microseconds, longer than a well-balanced team waits, and little
 /// beside what it costs to be woken.
 const SPINS: usize = 4_000;
-/// Looks after which the processor is offered to others: the one waited for may have been put on the same one, and would
-/// run only when this thread has used up its looks, at every barrier of the pass.
-const SPINS_BETWEEN_OFFERS: usize = 64;
+/// Looks after which the processor is offered to others, once: the one waited for may have been put on the same one, and
+/// would run only when this thread has used up its looks, at every barrier of the pass. Not more often: where other
+/// programs compute, each offer gives a whole turn away.
+const SPINS_BEFORE_OFFER: usize = 64;
+/// Shares are of about equal work, so who comes this much later than another, and took several times as long, did not
+/// have its processor for a while.
+const LATE: Duration = Duration::from_millis(1);
+const TIMES_AS_LONG: u32 = 2;
 
 /// A barrier that can be used any number of times.
 #[derive(Debug, Default)]
@@ -22,30 +29,47 @@ pub(super) struct Barrier {
     round: AtomicUsize,
     /// Set when a member panicked: nobody waits for it.
     broken: AtomicBool,
+    /// Set when a member came late, as others measure it.
+    late: AtomicBool,
     sleeping: Mutex<()>,
     woken: Condvar,
 }
 
 /// One thread's membership.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Team<'a> {
     pub(super) index: usize,
     pub(super) size: usize,
-    pub(super) barrier: &'a Barrier,
+    barrier: &'a Barrier,
+    /// Since when this member computes its share.
+    since: Cell<Instant>,
 }
 
-impl Team<'_> {
+impl<'a> Team<'a> {
+    pub(super) fn new(index: usize, size: usize, barrier: &'a Barrier) -> Self {
+        Self { index, size, barrier, since: Cell::new(Instant::now()) }
+    }
+
     /// Returns when every member has called this as often; what they wrote before can be read after.
     ///
     /// # Panics
     /// When another member panicked.
-    pub(super) fn wait(self) {
+    pub(super) fn wait(&self) {
+        if self.size == 1 {
+            return;
+        }
+        let arrived = Instant::now();
         // Ends a forward pass whose other half is gone; the caller of the pass catches it.
-        assert!(self.size == 1 || self.barrier.wait(self.size), "another compute thread panicked");
+        assert!(self.barrier.wait(self.size), "another compute thread panicked");
+        let (computed, over) = (arrived - self.since.get(), Instant::now());
+        if over - arrived > LATE.max(computed * TIMES_AS_LONG) {
+            self.barrier.late.store(true, Ordering::Relaxed);
+        }
+        self.since.set(over);
     }
 
     /// This member's share of `n` units, contiguous, in multiples of `unit` but for the last.
-    pub(super) fn share(self, n: usize, unit: usize) -> Range<usize> {
+    pub(super) fn share(&self, n: usize, unit: usize) -> Range<usize> {
         let units = n.div_ceil(unit);
         let border = |index: usize| (units * index / self.size * unit).min(n);
         border(self.index)..border(self.index + 1)
@@ -53,6 +77,11 @@ impl Team<'_> {
 }
 
 impl Barrier {
+    /// Whether a member came so late that it must have been without its processor.
+    pub(super) fn was_late(&self) -> bool {
+        self.late.load(Ordering::Relaxed)
+    }
+
     /// False when a member will never come.
     fn wait(&self, size: usize) -> bool {
         let round = self.round.load(Ordering::Acquire);
@@ -67,7 +96,7 @@ impl Barrier {
             if is_over() {
                 return !self.is_broken();
             }
-            if spin % SPINS_BETWEEN_OFFERS == 0 {
+            if spin == SPINS_BEFORE_OFFER {
                 std::thread::yield_now();
             } else {
                 std::hint::spin_loop();
@@ -113,9 +142,9 @@ mod tests {
         let (barrier, counter) = (Barrier::default(), AtomicUsize::new(0));
         std::thread::scope(|scope| {
             for index in 0..3 {
-                let team = Team { index, size: 3, barrier: &barrier };
-                let counter = &counter;
+                let (barrier, counter) = (&barrier, &counter);
                 scope.spawn(move || {
+                    let team = Team::new(index, 3, barrier);
                     for round in 1..=200 {
                         counter.fetch_add(1, Ordering::Relaxed);
                         if round % 50 == index * 7 {
@@ -138,8 +167,9 @@ mod tests {
         let outcomes = std::thread::scope(|scope| {
             let members: Vec<_> = (0..3)
                 .map(|index| {
-                    let team = Team { index, size: 3, barrier: &barrier };
+                    let barrier = &barrier;
                     scope.spawn(move || {
+                        let team = Team::new(index, 3, barrier);
                         let _guard = BreakOnPanic(team.barrier);
                         assert!(index != 1, "poisoned");
                         team.wait();
@@ -155,8 +185,7 @@ mod tests {
     fn shares_cover_everything_once() {
         let barrier = Barrier::default();
         for (n, unit, size) in [(100, 8, 3), (7, 8, 2), (0, 8, 2), (64, 1, 5), (17, 16, 4)] {
-            let shares: Vec<_> =
-                (0..size).map(|index| Team { index, size, barrier: &barrier }.share(n, unit)).collect();
+            let shares: Vec<_> = (0..size).map(|index| Team::new(index, size, &barrier).share(n, unit)).collect();
             assert_eq!(shares.iter().map(Range::len).sum::<usize>(), n);
             assert!(shares.windows(2).all(|pair| pair[0].end == pair[1].start));
             assert!(shares.iter().all(|share| share.is_empty() || share.start % unit == 0));

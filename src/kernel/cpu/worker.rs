@@ -155,7 +155,7 @@ impl<'a> Worker<'a> {
         self.team.wait();
         let parts = QueryKeyValue { rows: qkv, inner: block.output.weight.k(), offsets: self.tokens.offsets };
         // SAFETY: as above.
-        unsafe { attend(self.isa, &block.attention, parts, self.team, &mut self.scratch.attention) };
+        unsafe { attend(self.isa, &block.attention, parts, &self.team, &mut self.scratch.attention) };
         self.team.wait();
         // SAFETY: as above.
         unsafe { self.multiply((qkv, None), &block.output, (hidden, true)) };

@@ -62,7 +62,7 @@ pub(super) unsafe fn attend(
     isa: Isa,
     op: &Attention,
     qkv: QueryKeyValue<'_>,
-    team: Team<'_>,
+    team: &Team<'_>,
     scratch: &mut AttentionScratch,
 ) {
     let size = qkv.inner / op.n_heads;
