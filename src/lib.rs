@@ -60,6 +60,7 @@ pub mod pool;
 
 pub mod catalog;
 pub mod load;
+pub mod small_file;
 pub mod source;
 pub mod weights;
 

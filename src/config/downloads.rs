@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::cli::SourceArgs;
 use crate::config::{ConfigError, Environment, SourceConfig};
 use crate::observe::secret::Secret;
+use crate::small_file;
 
 /// Resolves the settings of downloads, which `models pull` shares with serving.
 ///
@@ -59,6 +60,9 @@ pub fn source(args: &SourceArgs, environment: &Environment) -> Result<SourceConf
     })
 }
 
+/// Tokens have some 40 characters.
+const MAX_TOKEN_BYTES: u64 = 4096;
+
 fn hub_token(
     args: &SourceArgs,
     environment: &Environment,
@@ -68,7 +72,7 @@ fn hub_token(
     let given = args.hf_token.clone().or_else(|| environment.first(&variables).map(str::to_owned));
     let file = || {
         let path = environment.first(&["HF_TOKEN_PATH"]).map(PathBuf::from).or_else(|| Some(hf_home?.join("token")));
-        std::fs::read_to_string(path?).ok()
+        small_file::read_to_string(&path?, MAX_TOKEN_BYTES).ok()
     };
     let token = given.or_else(file).unwrap_or_default().trim().to_owned();
     if !token.bytes().all(|byte| byte.is_ascii_graphic()) {

@@ -4,12 +4,12 @@ mod file;
 
 use std::collections::HashSet;
 use std::fmt;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use crate::catalog::Names;
 use crate::config::ConfigError;
 use crate::observe::secret::Secret;
+use crate::small_file;
 
 /// A key with the name that logs and metrics may show, and what it may do.
 #[derive(Debug, Clone)]
@@ -147,16 +147,8 @@ fn holds_no_key(path: &Path) -> ConfigError {
 }
 
 fn text(path: &Path) -> Result<String, ConfigError> {
-    let failed = |reason: String| ConfigError::File { path: path.to_owned(), reason };
-    let file = std::fs::File::open(path).map_err(|error| failed(error.to_string()))?;
-    let mut text = String::new();
-    // One byte more than allowed tells a file at the limit from one above it.
-    let read = file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text);
-    read.map_err(|error| failed(error.to_string()))?;
-    if text.len() as u64 > MAX_FILE_BYTES {
-        return Err(failed(format!("a file of keys has at most {MAX_FILE_BYTES} bytes")));
-    }
-    Ok(text)
+    let failed = |error: std::io::Error| ConfigError::File { path: path.to_owned(), reason: error.to_string() };
+    small_file::read_to_string(path, MAX_FILE_BYTES).map_err(failed)
 }
 
 /// Thousands of keys; each is compared with at every request.

@@ -17,6 +17,7 @@ use thiserror::Error;
 
 use crate::catalog::id::RelPath;
 use crate::pool::PoolingMode;
+use crate::small_file;
 use crate::weights::{shown, shown_path};
 use prompts::OwnPrompts;
 pub use steps::{DenseModule, LayerNormModule, StepModule};
@@ -193,15 +194,11 @@ pub fn required_json(path: &Path) -> Result<Value, ModulesError> {
 
 fn read_json(path: &Path) -> Result<Option<Value>, ModulesError> {
     let read = |error: std::io::Error| ModulesError::Read { path: path.to_owned(), reason: error.to_string() };
-    let size = match std::fs::metadata(path) {
-        Ok(metadata) => metadata.len(),
+    let bytes = match small_file::read(path, MAX_CONFIG_BYTES) {
+        Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(read(error)),
     };
     let format = |reason: String| ModulesError::Format { path: path.to_owned(), reason };
-    if size > MAX_CONFIG_BYTES {
-        return Err(format(format!("{size} bytes are too many for a configuration file")));
-    }
-    let bytes = std::fs::read(path).map_err(read)?;
     serde_json::from_slice(&bytes).map(Some).map_err(|error| format(error.to_string()))
 }

@@ -4,12 +4,13 @@
 //! crash at any moment leaves either the old state or the new one, and at most a part that the next run resumes.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::catalog::id::RelPath;
+use crate::small_file;
 use crate::source::error::Cause;
 use crate::source::fault;
 use crate::source::layout::{Listing, MAX_SMALL_BYTES};
@@ -123,13 +124,10 @@ impl Drop for Staging {
 
 /// Reads a file that is small, or fails before it fills memory.
 pub(super) fn read_small(path: &Path, name: &str) -> Result<Vec<u8>, Cause> {
-    let mut bytes = Vec::new();
-    let file = File::open(path).map_err(Cause::io("open", path))?;
-    let size = file.take(MAX_SMALL_BYTES + 1).read_to_end(&mut bytes).map_err(Cause::io("read", path))? as u64;
-    if size > MAX_SMALL_BYTES {
-        return Err(Cause::TooLarge { file: name.to_owned(), size, limit: MAX_SMALL_BYTES });
-    }
-    Ok(bytes)
+    let too_large = || Cause::TooLarge { file: name.to_owned(), size: MAX_SMALL_BYTES + 1, limit: MAX_SMALL_BYTES };
+    small_file::read(path, MAX_SMALL_BYTES).map_err(|error| {
+        if error.kind() == ErrorKind::FileTooLarge { too_large() } else { Cause::io("read", path)(error) }
+    })
 }
 
 /// Moves a complete file to its final name, so that either both its bytes and its name survive a crash, or neither.

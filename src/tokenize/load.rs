@@ -14,6 +14,7 @@ use tokenizers::{NormalizerWrapper, Tokenizer};
 
 use super::settings::Settings;
 use super::word_list;
+use crate::small_file;
 
 /// The largest real tokenizer (XLM-R) has 17 MB; 64 MiB bounds what a hostile file can make us parse.
 const MAX_FILE_BYTES: u64 = 64 * 1024 * 1024;
@@ -75,7 +76,7 @@ pub fn load(path: &Path, vocab_rows: usize) -> Result<(Tokenizer, Frame), Tokeni
     if size > MAX_FILE_BYTES {
         return Err(TokenizerLoadError::TooLarge { path: path.to_owned(), size });
     }
-    let bytes = std::fs::read(path).map_err(read)?;
+    let bytes = small_file::read(path, MAX_FILE_BYTES).map_err(read)?;
     // The library may quote the file: on one line, and not all of it.
     let format = |reason: String| {
         let reason = reason.chars().take(SHOWN_CHARS).flat_map(char::escape_debug).collect();

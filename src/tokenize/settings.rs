@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
+use crate::small_file;
 use serde_json::Value;
 use tokenizers::{AddedToken, NormalizerWrapper, PreTokenizerWrapper, Tokenizer};
 
@@ -254,14 +255,10 @@ fn token(value: &Value, is_special: bool) -> Option<AddedToken> {
 /// A JSON file, or null where there is none.
 fn json(folder: &Path, name: &str) -> Result<Value, String> {
     let path = folder.join(name);
-    let size = match std::fs::metadata(&path) {
-        Ok(metadata) => metadata.len(),
+    let bytes = match small_file::read(&path, MAX_FILE_BYTES) {
+        Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Value::Null),
         Err(error) => return Err(format!("{name}: {error}")),
     };
-    if size > MAX_FILE_BYTES {
-        return Err(format!("{name} has {size} bytes, the limit is {MAX_FILE_BYTES}"));
-    }
-    let bytes = std::fs::read(&path).map_err(|error| format!("{name}: {error}"))?;
     serde_json::from_slice(&bytes).map_err(|error| format!("{name}: {error}"))
 }

@@ -77,8 +77,8 @@ fn files_beyond_their_limits_are_refused_unread() {
         }
     };
     for (name, size, expected) in [
-        ("config.json", 50 << 20, "52428800 bytes are too many for a configuration file"),
-        ("modules.json", 50 << 20, "52428800 bytes are too many for a configuration file"),
+        ("config.json", 50 << 20, "it has more than 4194304 bytes"),
+        ("modules.json", 50 << 20, "it has more than 4194304 bytes"),
         ("tokenizer.json", 1 << 30, "has 1073741824 bytes, the limit is 67108864"),
     ] {
         let start = Instant::now();

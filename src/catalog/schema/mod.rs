@@ -8,7 +8,6 @@ mod source;
 mod value;
 
 use std::collections::HashMap;
-use std::io::Read;
 use std::path::Path;
 
 use toml::Spanned;
@@ -17,6 +16,7 @@ use toml::de::{DeTable, DeValue};
 use crate::catalog::{CatalogError, ModelSpec, Problems, outside_catalogue};
 use crate::pool::PoolingMode;
 use crate::request::{Side, TokenArrays};
+use crate::small_file;
 
 /// Reads an operator's catalogue.
 ///
@@ -24,10 +24,7 @@ use crate::request::{Side, TokenArrays};
 /// A file that cannot be read, and everything `parse` refuses.
 pub fn load(path: &Path) -> Result<Vec<ModelSpec>, CatalogError> {
     let unreadable = |source| CatalogError::Unreadable { path: path.to_owned(), source };
-    let mut text = String::new();
-    // One byte more than allowed tells a file at the limit from one above it.
-    let file = std::fs::File::open(path).map_err(unreadable)?;
-    file.take(MAX_CATALOGUE_BYTES as u64 + 1).read_to_string(&mut text).map_err(unreadable)?;
+    let text = small_file::read_to_string(path, MAX_CATALOGUE_BYTES as u64).map_err(unreadable)?;
     parse(&path.display().to_string(), &text)
 }
 

@@ -87,5 +87,5 @@ fn a_name_or_a_key_occurs_once() {
     assert!(sources(&["x"], &entry("a", "x")).unwrap_err().contains("two names: key-1 and a"));
     assert!(sources(&[], &(entry("a", "x") + &by_digest("x"))).unwrap_err().contains("two names: a and d"));
     assert!(sources(&["x"], "# nothing\n").unwrap_err().contains("it holds no key"));
-    assert!(sources(&[], &"#".repeat(2 << 20)).unwrap_err().contains("at most"));
+    assert!(sources(&[], &"#".repeat(2 << 20)).unwrap_err().contains("more than 1048576 bytes"));
 }

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use thiserror::Error;
 
 use crate::catalog::reference::{Expected, Reference, ReferencePrompt, TOLERANCE};
+use crate::small_file;
 
 /// 256 MB: tens of thousands of long vectors.
 const MAX_FILE_BYTES: u64 = 256_000_000;
@@ -64,10 +65,7 @@ enum Vector {
 pub fn read(path: &Path) -> Result<Vec<Reference>, GoldenError> {
     let unreadable = |source| GoldenError::Read { path: path.to_owned(), source };
     let format = |reason: String| GoldenError::Format { path: path.to_owned(), reason };
-    if std::fs::metadata(path).map_err(unreadable)?.len() > MAX_FILE_BYTES {
-        return Err(format(format!("more than {MAX_FILE_BYTES} bytes")));
-    }
-    let bytes = std::fs::read(path).map_err(unreadable)?;
+    let bytes = small_file::read(path, MAX_FILE_BYTES).map_err(unreadable)?;
     let file: File = serde_json::from_slice(&bytes).map_err(|error| format(error.to_string()))?;
     if file.items.is_empty() {
         return Err(format("it has no items".to_owned()));
