@@ -151,9 +151,12 @@ fn a_stalled_transfer_is_given_up_and_repeated() {
     assert_weights_arrived(&machine);
     hub.always("GET info", Script::Stall);
     machine.config.hub_cache = machine.folder.path().join("other");
+    // Time enough to connect on a crowded machine, which would be another cause.
+    (machine.config.stall_timeout, machine.config.attempts) = (Duration::from_secs(2), 1);
     let begun = Instant::now();
-    assert!(matches!(cause(&hub_model(), &machine.config), Cause::Stalled { .. }));
-    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    let cause = cause(&hub_model(), &machine.config);
+    assert!(matches!(cause, Cause::Stalled { .. }), "{cause}");
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
 }
 
 #[test]
