@@ -19,6 +19,7 @@ use thiserror::Error;
 #[derive(Debug)]
 pub struct Threads {
     pool: Arc<ThreadPool>,
+    loading: ThreadPool,
     size: usize,
     turns: Arc<Turns>,
 }
@@ -51,18 +52,18 @@ pub fn available() -> usize {
 }
 
 impl Threads {
-    /// Starts `n_threads` workers, named `compute-N`.
+    /// Starts `n_threads` workers, named `compute-N`, and as many that sleep until a model is loaded, named `load-N`.
     ///
     /// # Errors
     /// When the operating system refuses a thread.
     pub fn new(n_threads: usize) -> Result<Self, ThreadsError> {
         let n_threads = n_threads.max(1);
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(n_threads)
-            .thread_name(|index| format!("compute-{index}"))
-            .build()
-            .map_err(|error| ThreadsError { n_threads, reason: error.to_string() })?;
-        Ok(Self { pool: Arc::new(pool), size: n_threads, turns: Arc::default() })
+        let start = |name: &'static str| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads);
+            let pool = pool.thread_name(move |index| format!("{name}-{index}")).build();
+            pool.map_err(|error| ThreadsError { n_threads, reason: error.to_string() })
+        };
+        Ok(Self { pool: Arc::new(start("compute")?), loading: start("load")?, size: n_threads, turns: Arc::default() })
     }
 
     pub const fn count(&self) -> usize {
@@ -72,6 +73,12 @@ impl Threads {
     /// The pool, for whoever computes beside its threads.
     pub const fn pool(&self) -> &Arc<ThreadPool> {
         &self.pool
+    }
+
+    /// Threads that bring weights into their layout. Not those of the pool, which would begin a serving model's pass only
+    /// when all of a loading model's weights are done.
+    pub const fn loading(&self) -> &ThreadPool {
+        &self.loading
     }
 
     /// Whose turn it is to compute with these threads.

@@ -260,8 +260,9 @@ fn map_file(path: &Path) -> Result<Mmap, WeightsError> {
     if size < 8 {
         return Err(format("it is shorter than its header"));
     }
-    // SAFETY: the file was verified by `source` and lies in a cache that replaces files by renaming, never by writing
-    // into them; the mapping is dropped when the weights are packed, seconds later.
+    // SAFETY: the file lies in a cache that replaces files by renaming, never by writing into them; or in a folder of the
+    // operator, who is told not to write into files of a model that is being loaded. The mapping is dropped when the weights
+    // are packed, seconds later.
     let map = unsafe { Mmap::map(&file) }.map_err(read)?;
     let header = map.first_chunk::<8>().map_or(u64::MAX, |bytes| u64::from_le_bytes(*bytes));
     if header > MAX_HEADER_BYTES || header > size - 8 {

@@ -131,10 +131,10 @@ impl Placed {
 impl Parts<'_> {
     /// The model on one seat, and the memory of its weights there.
     fn build(&self, seat: &Seat, shared: &Shared, progress: &LoadProgress) -> Result<(Computation, u64), LoadError> {
-        let (compute, pool) = (self.compute, shared.threads.pool());
+        let (compute, pool, loading) = (self.compute, shared.threads.pool(), shared.threads.loading());
         let mut weight_bytes = 0;
         let mut build = |compute| -> Result<Computation, LoadError> {
-            let loaded = pool.install(|| self.described.load(self.weight_files, &seat.target, compute, pool))?;
+            let loaded = loading.install(|| self.described.load(self.weight_files, &seat.target, compute, pool))?;
             weight_bytes = loaded.weight_bytes;
             let (head, turns) = (self.head.clone(), Arc::clone(&seat.turns));
             Ok(Computation { encoder: loaded.encoder, head, turns })

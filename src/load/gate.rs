@@ -188,7 +188,7 @@ impl Case<'_> {
         let failed = |reason: String| GateError::Failed { precision, reason };
         let mut vectors = Vec::with_capacity(self.rows.len());
         for row in &self.rows {
-            let found = computation.run(&[row], &[RowShape::whole(self.dimensions)]).map_err(|error| {
+            let (found, _) = computation.run_in_turn(&[row], &[RowShape::whole(self.dimensions)]).map_err(|error| {
                 failed(match error {
                     BatchError::OutOfMemory => "out of memory".to_owned(),
                     BatchError::Failed(error) => error.to_string(),

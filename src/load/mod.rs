@@ -121,10 +121,9 @@ pub fn load(
     check_architecture(spec, &config)?;
     let weight_files = weight_files(folder)?;
     let compute = compute(spec, shared)?;
-    let pool = shared.threads.pool();
     let described = Described::read(&config)?;
     let hidden_size = described.spec.hidden_size;
-    let head = pool.install(|| head::load(&modules, hidden_size, shared.isa))?;
+    let head = shared.threads.loading().install(|| head::load(&modules, hidden_size, shared.isa))?;
     let limits = limits(spec, &modules, &described.spec, head.dimensions(hidden_size), requests)?;
 
     let model_metrics = shared.metrics.model(&spec.id);
@@ -240,11 +239,12 @@ fn check_architecture(spec: &ModelSpec, config: &Value) -> Result<(), LoadError>
     Err(LoadError::Setting { field: "architecture", value: expected.clone(), reason })
 }
 
-/// The weight files of a folder: one, or the shards that the index names.
+/// The weight files of a folder: one, or the shards that the index names. As in transformers, an index beside whole
+/// weights is left over from others.
 fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, LoadError> {
-    let index = folder.join("model.safetensors.index.json");
-    if !index.exists() {
-        return Ok(vec![folder.join("model.safetensors")]);
+    let (whole, index) = (folder.join("model.safetensors"), folder.join("model.safetensors.index.json"));
+    if whole.exists() || !index.exists() {
+        return Ok(vec![whole]);
     }
     let value = required_json(&index)?;
     let format = |reason: String| ModulesError::Format { path: index.clone(), reason };

@@ -29,7 +29,7 @@ pub enum OverflowError {
 pub fn check(computation: &mut Computation, rows: &[Vec<u32>], dimensions: Dimensions) -> Result<(), OverflowError> {
     let mut infinite = 0;
     for row in rows {
-        let vectors = computation.run(&[row], &[RowShape::whole(dimensions)]).map_err(|error| {
+        let (vectors, _) = computation.run_in_turn(&[row], &[RowShape::whole(dimensions)]).map_err(|error| {
             OverflowError::Failed(match error {
                 BatchError::OutOfMemory => "out of memory".to_owned(),
                 BatchError::Failed(error) => error.to_string(),

@@ -5,7 +5,7 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::arch::packed::PackedBatch;
 use crate::arch::{Encoder, EncoderError};
@@ -65,6 +65,19 @@ impl Computation {
             Ok(Err(error @ EncoderError::Compute(_))) => Err(BatchError::Failed(error)),
             Err(panic) => Err(BatchError::Panicked(panic_text(panic.as_ref()))),
         }
+    }
+
+    /// As [`Self::run`], when its turn has come, and how long it took then. For models that do not serve yet: two passes at
+    /// once on the same threads would wait for members of their teams that the other one's keep from beginning.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn run_in_turn(&mut self, rows: &[&[u32]], shapes: &[RowShape]) -> Result<(Vectors, Duration), BatchError> {
+        let turns = Arc::clone(&self.turns);
+        let _turn = turns.take();
+        let start = Instant::now();
+        let vectors = self.run(rows, shapes)?;
+        Ok((vectors, start.elapsed()))
     }
 }
 

@@ -1,7 +1,7 @@
 //! The self-test before a model is called ready: the packed forward pass must give finite vectors, and the same bits
 //! for a row alone and in company. Runs on the loading thread, before the computation moves to its device thread.
 
-use std::time::Instant;
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -38,15 +38,13 @@ pub enum WarmupError {
 /// # Errors
 /// See [`WarmupError`].
 pub fn self_test(computation: &mut Computation, probe: &[u32], dimensions: Dimensions) -> Result<Canary, WarmupError> {
-    let alone = run(computation, &[probe], dimensions)?;
-    let start = Instant::now();
-    let again = run(computation, &[probe], dimensions)?;
-    let took = start.elapsed();
+    let (alone, _) = run(computation, &[probe], dimensions)?;
+    let (again, took) = run(computation, &[probe], dimensions)?;
     if alone != again {
         return Err(WarmupError::NotRepeatable);
     }
     let prefix = probe.get(..probe.len().div_ceil(2)).unwrap_or(probe);
-    let packed = run(computation, &[prefix, probe, prefix, prefix], dimensions)?;
+    let (packed, _) = run(computation, &[prefix, probe, prefix, prefix], dimensions)?;
     match (alone.into_iter().next(), packed.get(1)) {
         (Some(alone), Some(packed)) => {
             let pairs = alone.as_slice().iter().zip(packed.as_slice());
@@ -88,13 +86,19 @@ pub fn fit(computation: &mut Computation, budget: Budget, longest_row: usize) ->
     }
 }
 
-fn run(computation: &mut Computation, rows: &[&[u32]], dimensions: Dimensions) -> Result<Vec<FiniteRow>, WarmupError> {
-    let vectors = computation.run(rows, &vec![RowShape::whole(dimensions); rows.len()]).map_err(|error| {
+fn run(
+    computation: &mut Computation,
+    rows: &[&[u32]],
+    dimensions: Dimensions,
+) -> Result<(Vec<FiniteRow>, Duration), WarmupError> {
+    let shapes = vec![RowShape::whole(dimensions); rows.len()];
+    let (vectors, took) = computation.run_in_turn(rows, &shapes).map_err(|error| {
         WarmupError::Failed(match error {
             BatchError::OutOfMemory => "out of memory".to_owned(),
             BatchError::Failed(error) => error.to_string(),
             BatchError::Lost(reason) | BatchError::Panicked(reason) => reason,
         })
     })?;
-    vectors.into_iter().collect::<Result<_, _>>().map_err(|_| WarmupError::NonFinite)
+    let vectors = vectors.into_iter().collect::<Result<_, _>>().map_err(|_| WarmupError::NonFinite)?;
+    Ok((vectors, took))
 }

@@ -33,6 +33,7 @@ mod kernel_bits;
 mod kernels;
 mod keys;
 mod limits;
+mod loading;
 mod logs;
 mod metrics;
 mod models;

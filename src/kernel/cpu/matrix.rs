@@ -200,7 +200,8 @@ impl Int8Panels {
                 let largest = rotate(isa, block, &mut rotated);
                 // The rotation as computed is √block times an orthogonal one; inputs are scaled alike.
                 let factor = 1.0 / (block as f32);
-                let scale = if largest > 0.0 { largest / 127.0 } else { 1.0 };
+                // A NaN stays one, in the scale.
+                let scale = if largest == 0.0 { 1.0 } else { largest / 127.0 };
                 scales[lane] = scale * factor;
                 let mut sum = 0;
                 for (groups, values) in panel.chunks_exact_mut(PANEL * STEP).zip(rotated.chunks(STEP)) {

@@ -43,11 +43,13 @@ pub(super) struct Team<'a> {
     barrier: &'a Barrier,
     /// Since when this member computes its share.
     since: Cell<Instant>,
+    /// One of its shares since then was empty: it waits for the others' work, however punctual they are.
+    idle: Cell<bool>,
 }
 
 impl<'a> Team<'a> {
     pub(super) fn new(index: usize, size: usize, barrier: &'a Barrier) -> Self {
-        Self { index, size, barrier, since: Cell::new(Instant::now()) }
+        Self { index, size, barrier, since: Cell::new(Instant::now()), idle: Cell::new(false) }
     }
 
     /// Returns when every member has called this as often; what they wrote before can be read after.
@@ -62,7 +64,7 @@ impl<'a> Team<'a> {
         // Ends a forward pass whose other half is gone; the caller of the pass catches it.
         assert!(self.barrier.wait(self.size), "another compute thread panicked");
         let (computed, over) = (arrived - self.since.get(), Instant::now());
-        if over - arrived > LATE.max(computed * TIMES_AS_LONG) {
+        if !self.idle.take() && over - arrived > LATE.max(computed * TIMES_AS_LONG) {
             self.barrier.late.store(true, Ordering::Relaxed);
         }
         self.since.set(over);
@@ -72,7 +74,13 @@ impl<'a> Team<'a> {
     pub(super) fn share(&self, n: usize, unit: usize) -> Range<usize> {
         let units = n.div_ceil(unit);
         let border = |index: usize| (units * index / self.size * unit).min(n);
-        border(self.index)..border(self.index + 1)
+        self.noted(border(self.index)..border(self.index + 1))
+    }
+
+    /// A share that was cut otherwise.
+    pub(super) fn noted(&self, share: Range<usize>) -> Range<usize> {
+        self.idle.set(self.idle.get() || share.is_empty());
+        share
     }
 }
 

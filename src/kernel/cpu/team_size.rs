@@ -37,14 +37,16 @@ impl TeamSize {
         (n_threads >> self.halvings).max(1)
     }
 
-    /// What a pass of a team of `size`, ending now, showed.
-    pub(super) fn learn(&mut self, now: Instant, size: usize, was_late: bool) {
-        if was_late && size > 1 {
+    /// What a pass of a team of two or more, ending now, showed.
+    pub(super) fn learn(&mut self, now: Instant, was_late: bool) {
+        if was_late {
             self.halvings += 1;
             self.until = Some(now + self.hold);
             self.hold = (self.hold * 2).min(LONGEST_HOLD);
-        } else if self.halvings == 0 {
+        } else {
+            // The others are gone, or fewer: the next step is tried soon.
             self.hold = SHORTEST_HOLD;
+            self.until = self.until.map(|until| until.min(now + SHORTEST_HOLD));
         }
     }
 }
@@ -58,9 +60,9 @@ mod tests {
         let (mut size, start) = (TeamSize::default(), Instant::now());
         let at = |ms| start + Duration::from_millis(ms);
         assert_eq!(size.at(start, 8), 8);
-        size.learn(start, 8, true);
+        size.learn(start, true);
         assert_eq!((size.at(at(1), 8), size.at(at(99), 8)), (4, 4));
-        size.learn(at(99), 4, true);
+        size.learn(at(99), true);
         assert_eq!((size.at(at(100), 8), size.at(at(298), 8)), (2, 2));
         // One step at a time, and the next only after as long again.
         assert_eq!((size.at(at(299), 8), size.at(at(500), 8)), (4, 4));
@@ -73,10 +75,9 @@ mod tests {
         let mut holds = Vec::new();
         for _ in 0..8 {
             assert_eq!(size.at(now, 2), 2);
-            size.learn(now, 2, true);
+            size.learn(now, true);
             let begun = now;
             while size.at(now, 2) == 1 {
-                size.learn(now, 1, true);
                 now += Duration::from_millis(10);
             }
             size.halvings += 1;
@@ -84,10 +85,20 @@ mod tests {
             holds.push((now - begun).as_millis());
         }
         assert_eq!(holds, [100, 200, 400, 800, 1600, 3000, 3000, 3000]);
-        // Once all came in time, the next late one costs little again.
+        // Once all came in time, the next late one costs little again, and teams grow fast.
         assert_eq!(size.at(now, 2), 2);
-        size.learn(now, 2, false);
-        size.learn(now, 2, true);
+        size.learn(now, false);
+        size.learn(now, true);
         assert_eq!((size.at(now + Duration::from_millis(99), 2), size.at(now + SHORTEST_HOLD, 2)), (1, 2));
+        let mut size = TeamSize::default();
+        for _ in 0..6 {
+            size.learn(now, true);
+        }
+        now += LONGEST_HOLD * 2;
+        for expected in [2, 4, 8, 16, 32, 64] {
+            assert_eq!(size.at(now, 64), expected);
+            size.learn(now, false);
+            now += SHORTEST_HOLD;
+        }
     }
 }

@@ -71,7 +71,7 @@ pub(super) unsafe fn attend(
     // Work is cut in proportion to cost, at any block of queries of any head of any sequence.
     let total: usize = op.n_heads * lengths().map(cost).sum::<usize>();
     let border = |index: usize| total * index / team.size;
-    let (from, to) = (border(team.index), border(team.index + 1));
+    let Range { start: from, end: to } = team.noted(border(team.index)..border(team.index + 1));
     let mut done = 0;
     for (n, first_row) in lengths().zip(qkv.offsets) {
         let head_cost = cost(n);

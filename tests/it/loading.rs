@@ -1,0 +1,44 @@
+//! Loading beside models that serve.
+
+use std::time::Duration;
+
+use embedserve::kernel::Isa;
+use embedserve::load::Loaded;
+
+use crate::support::app::words;
+use crate::support::served::{embed, shared_with, try_load_with};
+use crate::support::tiny_model::TinyModel;
+
+// A model that is loaded computes its known texts on the threads of those that serve. With four threads, two
+// passes at once could each wait for members that the other one's kept from beginning.
+#[tokio::test(flavor = "multi_thread")]
+async fn loading_a_model_never_stops_one_that_computes() {
+    let shared = shared_with(4, Isa::detect());
+    // Large enough for a team of four.
+    let model = |seed| TinyModel { seed, hidden: 128, ..TinyModel::default() }.write();
+    let (folder, other) = (model(1), model(2));
+    let loaded = try_load_with(folder.path(), &shared).unwrap();
+    let text = words(50);
+    let expected = embed(&loaded.served, &[&text]).await.unwrap().rows.remove(0).vector;
+    let loading = tokio::task::spawn_blocking(move || {
+        for _ in 0..30 {
+            let Loaded { served, threads, .. } = try_load_with(other.path(), &shared).unwrap();
+            served.queue.close();
+            for thread in threads {
+                thread.join().unwrap();
+            }
+        }
+    });
+    let computing = async {
+        let mut n_passes = 0;
+        while !loading.is_finished() {
+            assert_eq!(embed(&loaded.served, &[&text]).await.unwrap().rows.remove(0).vector, expected);
+            n_passes += 1;
+        }
+        n_passes
+    };
+    let n_passes = tokio::time::timeout(Duration::from_mins(1), computing).await.expect("a deadlock");
+    assert!(n_passes > 30, "{n_passes} passes beside 30 loads");
+    loading.await.unwrap();
+    loaded.served.queue.close();
+}
