@@ -197,6 +197,9 @@ pub struct ServerArgs {
     /// Request bodies held at once, in bytes, all connections together
     #[arg(long, env = "EMBEDSERVE_MAX_BODIES_BYTES", default_value_t = 256 << 20, value_name = "BYTES")]
     pub max_bodies_bytes: usize,
+    /// Answers held at once until their clients have taken them, in bytes; small ones do not count
+    #[arg(long, env = "EMBEDSERVE_MAX_ANSWERS_BYTES", default_value_t = 256 << 20, value_name = "BYTES")]
+    pub max_answers_bytes: usize,
     /// Request headers, in bytes
     #[arg(long, env = "EMBEDSERVE_MAX_HEADER_BYTES", default_value_t = 64 << 10, value_name = "BYTES")]
     pub max_header_bytes: usize,
@@ -212,7 +215,7 @@ pub struct ServerArgs {
     /// Time for a request's body to arrive
     #[arg(long, env = "EMBEDSERVE_BODY_TIMEOUT", default_value = "20s", value_parser = duration, value_name = "TIME")]
     pub body_timeout: Duration,
-    /// Time without progress while a client reads its answer
+    /// Time for a client to take the next 128 KiB of its answer
     #[arg(long, env = "EMBEDSERVE_WRITE_TIMEOUT", default_value = "30s", value_parser = duration, value_name = "TIME")]
     pub write_timeout: Duration,
     /// After SIGTERM: time in which the server says it is not ready and still accepts

@@ -78,11 +78,16 @@ pub(super) fn report(engine: &Engine, config: &Config, limit: Option<u64>) {
         limit_mib = limit.map(|limit| limit >> 20),
         "memory"
     );
-    let bodies = config.http.max_bodies_bytes as u64;
+    let bodies = (config.http.max_bodies_bytes as u64).saturating_add(config.http.max_answers_bytes as u64);
     let most = need.total().saturating_add(bodies);
     if let Some(limit) = limit.filter(|limit| most > limit / 10 * 9) {
         let (most_mib, bodies_mib, limit_mib) = (most >> 20, bodies >> 20, limit >> 20);
-        tracing::warn!(most_mib, bodies_mib, limit_mib, "full queues and request bodies may use up the memory limit");
+        tracing::warn!(
+            most_mib,
+            bodies_mib,
+            limit_mib,
+            "full queues, request bodies and answers may use up the memory limit"
+        );
     }
 }
 

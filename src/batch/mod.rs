@@ -53,6 +53,8 @@ pub enum SubmitError {
     /// More than the queue holds when it is empty: refusing it for now would be refusing it for ever.
     #[error("{tokens} tokens never fit a queue of {limit}")]
     NeverFits { tokens: usize, limit: usize },
+    #[error("a queue of {limit} rows never has room for so many")]
+    NeverFitsRows { limit: usize },
 }
 
 /// One model's queue, as one of its device threads sees it. Clones share it.
@@ -169,7 +171,10 @@ impl Queue {
     pub fn submit(&self, rows: Vec<TokenRow>, dimensions: Dimensions, client: Client) -> Result<Tickets, SubmitError> {
         let limits = self.shared.limits;
         let (n_rows, n_tokens) = (rows.len(), rows.iter().map(|row| row.ids.len()).sum::<usize>());
-        if n_rows > limits.rows || n_tokens > limits.tokens {
+        if n_rows > limits.rows {
+            return Err(SubmitError::NeverFitsRows { limit: limits.rows });
+        }
+        if n_tokens > limits.tokens {
             return Err(SubmitError::NeverFits { tokens: n_tokens, limit: limits.tokens });
         }
         if let Some(longest) =

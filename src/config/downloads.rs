@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::cli::SourceArgs;
+use crate::config::resolve::positive;
 use crate::config::{ConfigError, Environment, SourceConfig};
 use crate::observe::secret::Secret;
 use crate::small_file;
@@ -48,8 +49,8 @@ pub fn source(args: &SourceArgs, environment: &Environment) -> Result<SourceConf
         endpoint: endpoint.to_owned(),
         token: hub_token(args, environment, hf_home.as_deref())?,
         offline: args.offline || environment.is_on("HF_HUB_OFFLINE") || environment.is_on("TRANSFORMERS_OFFLINE"),
-        stall_timeout: stall_timeout.unwrap_or(Duration::from_mins(1)),
-        file_timeout: args.download_timeout,
+        stall_timeout: positive("--download-stall-timeout", stall_timeout.unwrap_or(Duration::from_mins(1)))?,
+        file_timeout: positive("--download-timeout", args.download_timeout)?,
         parallel_files: args.download_parallel.max(1),
         conversion_revision: !args.no_conversion_revision,
         attempts: args.download_attempts.max(1),

@@ -61,6 +61,9 @@ pub struct HttpConfig {
     pub max_body_bytes: usize,
     /// All request bodies being held at once; a byte-weighted permit bounds memory under many large requests.
     pub max_bodies_bytes: usize,
+    /// All large answers being held at once, computed and not yet taken: a client that reads slowly costs others time, not
+    /// the process its memory.
+    pub max_answers_bytes: usize,
     /// 64 KiB: OpenAI tells clients to stay below that.
     pub max_header_bytes: usize,
     /// 100: hyper's own default, far above what any client sends.
@@ -73,7 +76,7 @@ pub struct HttpConfig {
     pub idle_timeout: Duration,
     /// Time for one request body to arrive.
     pub body_timeout: Duration,
-    /// Time without progress while writing to a client that does not read.
+    /// Time in which a client takes what lies ready for it, 128 KiB or so.
     pub write_timeout: Duration,
     /// Whether `/metrics` needs no key.
     pub metrics_public: bool,

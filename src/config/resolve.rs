@@ -72,7 +72,7 @@ pub fn batch(args: &ServeArgs) -> Result<BatchConfig, ConfigError> {
     Ok(BatchConfig {
         queue_rows: at_least_one("--queue-rows", args.batching.queue_rows)?,
         queue_tokens: at_least_one("--queue-tokens", args.batching.queue_tokens)?,
-        queue_timeout: args.batching.queue_timeout,
+        queue_timeout: positive("--queue-timeout", args.batching.queue_timeout)?,
         max_batch_tokens: args.batching.max_batch_tokens,
         max_batch_rows: at_least_one("--max-batch-rows", args.batching.max_batch_rows.unwrap_or(usize::MAX))?,
         threads: threads(args.batching.threads.unwrap_or_else(threads::available))?,
@@ -231,7 +231,7 @@ fn at_least_one(flag: &'static str, value: usize) -> Result<usize, ConfigError> 
 }
 
 /// No time at all would refuse every request, or end every connection.
-fn positive(flag: &'static str, time: Duration) -> Result<Duration, ConfigError> {
+pub(super) fn positive(flag: &'static str, time: Duration) -> Result<Duration, ConfigError> {
     let reason = "expected a time above zero".to_owned();
     if time.is_zero() { Err(ConfigError::Invalid { flag, value: "0".to_owned(), reason }) } else { Ok(time) }
 }
@@ -291,11 +291,12 @@ fn http(args: &ServerArgs, environment: &Environment, api_keys: Vec<ApiKey>) -> 
         cors_origins: args.cors_origins.clone(),
         max_body_bytes,
         max_bodies_bytes: args.max_bodies_bytes,
+        max_answers_bytes: at_least_one("--max-answers-bytes", args.max_answers_bytes)?,
         max_header_bytes: args.max_header_bytes,
         max_headers: 100,
         max_connections: at_least_one("--max-connections", args.max_connections)?,
         header_timeout: positive("--header-timeout", args.header_timeout)?,
-        idle_timeout: args.idle_timeout,
+        idle_timeout: positive("--idle-timeout", args.idle_timeout)?,
         body_timeout: positive("--body-timeout", args.body_timeout)?,
         write_timeout: positive("--write-timeout", args.write_timeout)?,
         metrics_public: args.metrics_public,

@@ -85,6 +85,10 @@ fn what_this_build_cannot_do_is_refused_at_start() {
         ("--body-timeout", "0s"),
         ("--write-timeout", "0s"),
         ("--idle-unload", "0s"),
+        ("--idle-timeout", "0s"),
+        ("--queue-timeout", "0s"),
+        ("--download-timeout", "0s"),
+        ("--download-stall-timeout", "0s"),
     ] {
         assert!(resolve(&[flag, value], &[]).is_err(), "{flag} {value}");
     }

@@ -167,11 +167,8 @@ impl Engine {
     /// room is made for it; that ends at `deadline`.
     ///
     /// # Errors
-    /// Loading, draining, not available, or too many wait.
+    /// Loading, not available, or too many wait.
     pub async fn lease(&self, slot: &Arc<Slot>, deadline: Instant) -> Result<Lease, EngineError> {
-        if self.is_draining() {
-            return Err(EngineError::Draining);
-        }
         slot.lease(self.policy.max_waiting, deadline).await
     }
 
@@ -214,6 +211,7 @@ impl From<SubmitError> for EngineError {
             SubmitError::Full { retry_after } | SubmitError::Late { retry_after } => Self::QueueFull { retry_after },
             SubmitError::Closed => Self::Unavailable { reason: error.to_string() },
             SubmitError::NeverFits { tokens, limit } => RequestError::TooManyTokens { tokens, limit }.into(),
+            SubmitError::NeverFitsRows { limit } => RequestError::TooManyInputs { limit }.into(),
         }
     }
 }

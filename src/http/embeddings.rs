@@ -7,8 +7,9 @@ use std::time::Instant;
 use axum::extract::{Request, State};
 use axum::http::HeaderName;
 use axum::response::{IntoResponse, Response};
+use tokio::sync::OwnedSemaphorePermit;
 
-use crate::engine::{Embedded, Slot};
+use crate::engine::{Embedded, EngineError, Slot};
 use crate::http::HttpState;
 use crate::http::auth::Caller;
 use crate::http::error::ApiError;
@@ -26,7 +27,7 @@ pub async fn embeddings(State(state): State<Arc<HttpState>>, request: Request) -
     let caller = request.extensions().get::<Caller>().map(|Caller(key)| Arc::clone(key));
     let mut permit = None;
     let mut response = match answer(&state, request, (&mut account, caller.as_ref(), &mut permit)).await {
-        Ok(body) => reply::body(body, "application/json"),
+        Ok((body, room)) => reply::body_in(room, body, "application/json"),
         Err(error) => error.into_response(),
     };
     if let Some(permit) = &mut permit {
@@ -47,16 +48,20 @@ async fn answer(
     state: &HttpState,
     request: Request,
     (account, caller, permit): (&mut Account, Option<&Arc<Key>>, &mut Option<Permit>),
-) -> Result<Vec<u8>, ApiError> {
+) -> Result<(Vec<u8>, Option<OwnedSemaphorePermit>), ApiError> {
     let received = Instant::now();
+    // Decided here, once: what is under way when the drain begins is answered, however slowly its body arrives.
+    if state.engine.is_draining() {
+        return Err(ApiError::from_engine(EngineError::Draining, "", received.elapsed()));
+    }
     limits::check_headers(request.headers())?;
     let body = state.bodies.read(request.into_body()).await?;
     let parsing = Instant::now();
     let caps = state.caps();
     // The body's share of the budget is given back when the vectors are there: until then its texts are in memory.
-    let (body, parsed) = off_thread(body.bytes.len(), move || {
+    let (share, parsed) = off_thread(body.bytes.len(), move || {
         let parsed = wire::parse(&body.bytes, caps);
-        (body, parsed)
+        (body.into_share(), parsed)
     })
     .await?;
     let parsed = parsed?;
@@ -86,10 +91,14 @@ async fn answer(
         None => Encoding::default(),
         Some(given) => Encoding::parse(&given).ok_or(ApiError::EncodingFormat { given })?,
     };
+    let n_rows = request.inputs.len();
+    let size_bytes = reply::size_bytes(n_rows, n_rows.saturating_mul(served.limits.dimensions), encoding);
+    let room = state.answers.reserve(size_bytes, deadline).await?;
     let embedded = served.embed(request).await.map_err(failed)?;
-    drop(body);
+    drop(share);
     account.timings.engine = embedded.timings;
-    write(embedded, name, encoding, (account, &metrics)).await
+    let body = write(embedded, name, encoding, (account, &metrics)).await?;
+    Ok((body, room))
 }
 
 /// The model a request means, the name that its answer repeats, and the role at the end of that name.

@@ -32,6 +32,8 @@ pub enum ApiError {
     PageNotAllowed { path: &'static str },
     /// E04
     HostNotAllowed { host: String },
+    /// A web page that is not listed, where no key is needed.
+    OriginNotAllowed { origin: String },
     /// E05
     UnknownModel { model: String },
     /// E06
@@ -101,10 +103,11 @@ pub struct RetryAfter(u64);
 pub struct ErrorCode(pub &'static str);
 
 /// The codes that an embeddings route can answer with; `none` stands for `null`.
-pub const EMBEDDING_CODES: [&str; 24] = [
+pub const EMBEDDING_CODES: [&str; 25] = [
     NO_CODE,
     "invalid_api_key",
     "host_not_allowed",
+    "origin_not_allowed",
     "model_not_found",
     "method_not_supported",
     "request_timeout",
@@ -209,6 +212,7 @@ impl ApiError {
             Self::ModelNotAllowed { .. } => invalid(StatusCode::FORBIDDEN, Some("model_not_found")),
             Self::PageNotAllowed { .. } => invalid(StatusCode::FORBIDDEN, None),
             Self::HostNotAllowed { .. } => invalid(StatusCode::FORBIDDEN, Some("host_not_allowed")),
+            Self::OriginNotAllowed { .. } => invalid(StatusCode::FORBIDDEN, Some("origin_not_allowed")),
             Self::UnknownModel { .. } => invalid(StatusCode::NOT_FOUND, Some("model_not_found")),
             Self::NoSuchModel { .. } => {
                 Row { status: StatusCode::NOT_FOUND, ..field("model", Some("model_not_found")) }

@@ -1,6 +1,9 @@
-//! The `Host` check: a server on loopback without keys answers only to loopback names.
+//! The `Host` and `Origin` check: a server on loopback without keys answers only to loopback names, and not to web pages
+//! from elsewhere.
 //!
-//! Otherwise a web page could let its own name resolve to 127.0.0.1 and use the server through the visitor's browser.
+//! Otherwise a page could let its own name resolve to 127.0.0.1 and use the server through the visitor's browser; or post
+//! to 127.0.0.1 as plain text, which a browser sends without asking, and keep the processor busy with answers that the page
+//! cannot even read.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -19,8 +22,8 @@ use crate::http::error::ApiError;
 pub enum Hosts {
     /// Reachable from elsewhere or guarded by keys: the name does not matter.
     Any,
-    /// Loopback names, and the name that was configured.
-    Loopback { configured: String },
+    /// Loopback names and the name that was configured, and pages of the listed origins.
+    Loopback { configured: String, origins: Vec<String> },
 }
 
 impl Hosts {
@@ -28,31 +31,43 @@ impl Hosts {
         let loopback = addresses(&config.host, config.port)
             .is_ok_and(|addresses| addresses.iter().all(|address| is_loopback(address.ip())));
         if loopback && config.api_keys.is_empty() {
-            Self::Loopback { configured: config.host.clone() }
+            Self::Loopback { configured: config.host.clone(), origins: config.cors_origins.clone() }
         } else {
             Self::Any
         }
     }
 
     fn allow(&self, host: &str) -> bool {
-        let Self::Loopback { configured } = self else { return true };
+        let Self::Loopback { configured, .. } = self else { return true };
         let name = without_port(host);
         let local = name.eq_ignore_ascii_case("localhost") || name.eq_ignore_ascii_case(configured);
         local || name.parse().is_ok_and(|address: IpAddr| address.is_loopback())
     }
+
+    /// Pages of the web: those of other schemes belong to programs that the user has installed.
+    fn allow_origin(&self, origin: &str) -> bool {
+        let Self::Loopback { origins, .. } = self else { return true };
+        let host = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
+        origins.iter().any(|listed| listed == origin) || host.map_or(origin != "null", |host| self.allow(host))
+    }
 }
 
-/// Refuses foreign names. A request without any name is an old client, never a browser.
+/// Refuses foreign names and pages. A request without either is no browser's.
 pub async fn check(State(state): State<Arc<HttpState>>, request: Request, next: Next) -> Response {
     let mut named =
         request.headers().get_all(header::HOST).iter().map(|value| String::from_utf8_lossy(value.as_bytes()));
     let absolute = request.uri().authority().map(|authority| authority.as_str().into());
     let foreign =
         absolute.into_iter().chain(&mut named).find(|host: &std::borrow::Cow<'_, str>| !state.hosts.allow(host));
-    match foreign {
-        Some(host) => ApiError::HostNotAllowed { host: host.into_owned() }.into_response(),
-        None => next.run(request).await,
+    if let Some(host) = foreign {
+        return ApiError::HostNotAllowed { host: host.into_owned() }.into_response();
     }
+    let mut origins =
+        request.headers().get_all(header::ORIGIN).iter().map(|value| String::from_utf8_lossy(value.as_bytes()));
+    if let Some(origin) = origins.find(|origin| !state.hosts.allow_origin(origin)) {
+        return ApiError::OriginNotAllowed { origin: origin.into_owned() }.into_response();
+    }
+    next.run(request).await
 }
 
 /// `localhost:8080` to `localhost`, `[::1]:8080` to `::1`.
@@ -72,7 +87,7 @@ mod tests {
 
     #[test]
     fn only_loopback_names_are_ours() {
-        let hosts = Hosts::Loopback { configured: "box.lan".to_owned() };
+        let hosts = loopback();
         for ours in ["localhost", "LOCALHOST:80", "127.0.0.1", "127.8.9.1:8080", "[::1]:8080", "box.lan:1"] {
             assert!(hosts.allow(ours), "{ours}");
         }
@@ -80,5 +95,29 @@ mod tests {
             assert!(!hosts.allow(foreign), "{foreign}");
         }
         assert!(Hosts::Any.allow("evil.example"));
+    }
+
+    #[test]
+    fn pages_from_elsewhere_are_not_ours() {
+        let hosts = loopback();
+        for ours in [
+            "http://localhost:3000",
+            "https://127.0.0.1",
+            "http://[::1]:80",
+            "http://box.lan",
+            "https://app.example",
+            "app://notes.example",
+            "vscode-webview://1x",
+        ] {
+            assert!(hosts.allow_origin(ours), "{ours}");
+        }
+        for foreign in ["https://evil.example", "http://app.example", "https://app.example:444", "null", "http://"] {
+            assert!(!hosts.allow_origin(foreign), "{foreign}");
+        }
+        assert!(Hosts::Any.allow_origin("https://evil.example"));
+    }
+
+    fn loopback() -> Hosts {
+        Hosts::Loopback { configured: "box.lan".to_owned(), origins: vec!["https://app.example".to_owned()] }
     }
 }

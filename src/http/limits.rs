@@ -21,6 +21,13 @@ pub struct BodyBudget {
     timeout: Duration,
 }
 
+/// The bound on all large answers held at once, from before they are computed until their clients have taken them.
+#[derive(Debug, Clone)]
+pub struct AnswerBudget {
+    permits: Arc<Semaphore>,
+    all: u32,
+}
+
 /// A body in memory, and its share of the budget.
 #[derive(Debug)]
 pub struct HeldBody {
@@ -57,6 +64,15 @@ fn is_json_like(value: &str) -> bool {
     };
     known.iter().any(|known| media_type.eq_ignore_ascii_case(known))
         && parts.filter_map(charset).all(|charset| ["utf-8", "utf8", "us-ascii"].contains(&charset.as_str()))
+}
+
+// === impl HeldBody ===
+
+impl HeldBody {
+    /// Its share of the budget, for what was read out of it; the bytes themselves are gone.
+    pub fn into_share(self) -> Option<OwnedSemaphorePermit> {
+        self.share
+    }
 }
 
 // === impl BodyBudget ===
@@ -121,6 +137,37 @@ impl BodyBudget {
         Ok(())
     }
 }
+
+// === impl AnswerBudget ===
+
+impl AnswerBudget {
+    pub fn new(config: &HttpConfig) -> Self {
+        let all = units(config.max_answers_bytes);
+        Self { permits: Arc::new(Semaphore::new(all as usize)), all }
+    }
+
+    /// Room for an answer of about so many bytes, waited for until the deadline; small ones need none. Whoever holds it
+    /// waits for no other room, so it is given back as fast as answers are computed and taken.
+    ///
+    /// # Errors
+    /// E35 when the budget stays exhausted.
+    pub async fn reserve(
+        &self,
+        size_bytes: usize,
+        deadline: std::time::Instant,
+    ) -> Result<Option<OwnedSemaphorePermit>, ApiError> {
+        if size_bytes <= SMALL_ANSWER_BYTES {
+            return Ok(None);
+        }
+        // One that is larger than the budget goes alone.
+        let room = Arc::clone(&self.permits).acquire_many_owned(units(size_bytes).min(self.all));
+        let room = timeout_at(deadline.into(), room).await.ok().and_then(Result::ok);
+        room.map(Some).ok_or_else(|| ApiError::Overloaded { retry: RetryAfter::of(Duration::from_secs(1)) })
+    }
+}
+
+/// As much for every connection is little, and queries must not wait behind large answers that nobody takes.
+const SMALL_ANSWER_BYTES: usize = 128 * 1024;
 
 /// Bytes as permits: one for each KiB begun.
 fn units(bytes: usize) -> u32 {

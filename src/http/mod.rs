@@ -40,7 +40,7 @@ use crate::observe::metrics::{Metrics, PanicThread, UNMATCHED};
 use auth::Keys;
 use error::{ApiError, EMBEDDING_CODES};
 use host::Hosts;
-use limits::BodyBudget;
+use limits::{AnswerBudget, BodyBudget};
 use strangers::Strangers;
 use wire::Caps;
 
@@ -53,6 +53,7 @@ pub struct HttpState {
     keys: Arc<Keys>,
     hosts: Hosts,
     bodies: BodyBudget,
+    answers: AnswerBudget,
     strangers: Strangers,
 }
 
@@ -95,6 +96,7 @@ pub fn router_with(engine: Arc<Engine>, http: &HttpConfig, requests: &RequestCon
         keys,
         hosts: Hosts::new(http),
         bodies: BodyBudget::new(http),
+        answers: AnswerBudget::new(http),
         strangers: Strangers::default(),
         engine,
     });

@@ -15,6 +15,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hyper::body::{Frame, SizeHint};
 use serde::Serialize;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::engine::EmbeddedRow;
 use crate::http::id;
@@ -39,14 +40,19 @@ impl Encoding {
     }
 }
 
+/// About the size of an answer with so many rows and values.
+pub const fn size_bytes(n_rows: usize, n_values: usize, encoding: Encoding) -> usize {
+    let per_value = match encoding {
+        Encoding::Float => FLOAT_CHARS,
+        Encoding::Base64 => BASE64_CHARS,
+    };
+    n_values.saturating_mul(per_value).saturating_add(n_rows.saturating_mul(ROW_CHARS))
+}
+
 /// The body of an embeddings answer. `model` is the name as it was requested.
 pub fn embeddings(model: &str, rows: &[EmbeddedRow], encoding: Encoding) -> Vec<u8> {
     let values: usize = rows.iter().map(|row| row.vector.as_slice().len()).sum();
-    let per_value = match encoding {
-        Encoding::Float => FLOAT_CHARS,
-        Encoding::Base64 => 6,
-    };
-    let mut body = Vec::with_capacity(values * per_value + rows.len() * 96 + model.len() + 256);
+    let mut body = Vec::with_capacity(size_bytes(rows.len(), values, encoding) + model.len() + 256);
     body.extend_from_slice(b"{\"object\":\"list\",\"id\":\"");
     body.extend_from_slice(id::unique("embd-").as_bytes());
     put(&mut body, format_args!("\",\"created\":{},\"model\":", metrics::unix_time().as_secs()));
@@ -83,33 +89,41 @@ pub fn json<T: Serialize>(value: &T) -> Response {
 
 /// A 200 with this body.
 pub fn body(bytes: Vec<u8>, content_type: &'static str) -> Response {
-    let mut response = Response::new(Body::new(Slices(Bytes::from(bytes))));
+    body_in(None, bytes, content_type)
+}
+
+/// A 200 with this body, which keeps its room in the budget of answers until it is sent or given up.
+pub fn body_in(room: Option<OwnedSemaphorePermit>, bytes: Vec<u8>, content_type: &'static str) -> Response {
+    let mut response = Response::new(Body::new(Slices { left: Bytes::from(bytes), _room: room }));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
 
 /// Bytes handed to the connection a slice at a time.
 #[derive(Debug)]
-struct Slices(Bytes);
+struct Slices {
+    left: Bytes,
+    _room: Option<OwnedSemaphorePermit>,
+}
 
 impl hyper::body::Body for Slices {
     type Data = Bytes;
     type Error = Infallible;
 
     fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        if self.0.is_empty() {
+        if self.left.is_empty() {
             return Poll::Ready(None);
         }
-        let n = self.0.len().min(SLICE_BYTES);
-        Poll::Ready(Some(Ok(Frame::data(self.0.split_to(n)))))
+        let n = self.left.len().min(SLICE_BYTES);
+        Poll::Ready(Some(Ok(Frame::data(self.left.split_to(n)))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.is_empty()
+        self.left.is_empty()
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.0.len() as u64)
+        SizeHint::with_exact(self.left.len() as u64)
     }
 }
 
@@ -147,6 +161,10 @@ fn put_base64(body: &mut Vec<u8>, values: &[f32], scratch: &mut Vec<u8>) {
 
 /// Typical length of a float with its comma.
 const FLOAT_CHARS: usize = 14;
+/// Four bytes are five and a third.
+const BASE64_CHARS: usize = 6;
+/// What stands around a vector.
+const ROW_CHARS: usize = 96;
 /// Small enough that a slow client holds little more than its socket's buffer, large enough to cost nothing.
 const SLICE_BYTES: usize = 128 * 1024;
 

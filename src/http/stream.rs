@@ -24,7 +24,7 @@ pub use pulse::{Expired, Pulse};
 /// The limits that a stream enforces or names.
 #[derive(Debug, Clone, Copy)]
 pub struct StreamLimits {
-    /// Time without progress while writing.
+    /// Time in which the client takes what hyper hands over at once, 128 KiB or so.
     pub write_timeout: Duration,
     /// For the message of E11.
     pub max_header_bytes: usize,
@@ -38,7 +38,7 @@ pub struct ClientStream {
     stream: TcpStream,
     pulse: Arc<Pulse>,
     limits: StreamLimits,
-    /// Set while a write waits for the client.
+    /// Set from when a write waits for the client until all that lies ready is written.
     stuck: Option<Pin<Box<Sleep>>>,
     /// Our own answer in place of one of hyper's, and how much of it is sent.
     replacement: Vec<u8>,
@@ -71,10 +71,10 @@ impl ClientStream {
         Self { stream, pulse, limits, stuck: None, replacement, sent: 0, ending }
     }
 
-    /// Passes a write's outcome on, and gives up on a client that takes nothing for too long.
+    /// Passes a write's outcome on, and gives up on a client that does not take it in time. A byte now and then is no
+    /// progress: it would keep a large answer in memory for as long as the client likes.
     fn watch(&mut self, context: &mut Context<'_>, wrote: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if wrote.is_ready() {
-            self.stuck = None;
             return wrote;
         }
         let timeout = self.limits.write_timeout;
@@ -132,6 +132,8 @@ impl Write for ClientStream {
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_replacement(context))?;
+        // hyper flushes when it has written all that it had.
+        self.stuck = None;
         Pin::new(&mut self.stream).poll_flush(context)
     }
 
@@ -143,7 +145,7 @@ impl Write for ClientStream {
                     ready!(this.poll_replacement(context))?;
                     ready!(Pin::new(&mut this.stream).poll_shutdown(context))?;
                     this.ending = if this.pulse.lingers() {
-                        this.pulse.leave();
+                        this.pulse.answering();
                         Ending::Lingering { until: Box::pin(sleep(LINGER)), left_bytes: LINGER_BYTES }
                     } else {
                         Ending::Closed

@@ -16,7 +16,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::future::join_all;
+use futures_util::stream::{FuturesOrdered, StreamExt};
 use thiserror::Error;
 
 use crate::observe::metrics::{ArrayReading, ModelMetrics};
@@ -176,15 +176,15 @@ impl Tokenizer {
             return Ok(self.workers.run_here(|| job.encode(inputs, 0))??);
         }
         let job = Arc::new(job);
-        let (mut first, mut tasks) = (0, Vec::new());
+        let (mut first, mut tasks) = (0, FuturesOrdered::new());
         for inputs in tasks_of(inputs) {
             let (job, place) = (Arc::clone(&job), first);
             first += inputs.len();
-            tasks.push(self.workers.run(move || job.encode(inputs, place)));
+            tasks.push_back(self.workers.run(move || job.encode(inputs, place)));
         }
-        // Submitted together, so that all workers share them; collected in order, so that the first fault is named.
+        // Together, so that all workers share them; in order, so that the first fault is named and ends the rest.
         let mut rows = Vec::with_capacity(first);
-        for answer in join_all(tasks).await {
+        while let Some(answer) = tasks.next().await {
             rows.extend(answer??);
         }
         Ok(rows)

@@ -158,7 +158,7 @@ async fn browsers_are_answered_for_listed_origins_alone() {
     };
     let app = TestApp::start().await;
     let none = app.send(Method::OPTIONS, "/v1/embeddings", &ask("https://app.example"), Vec::new()).await;
-    assert_eq!(none.status, 405);
+    assert_eq!(none.status, 403);
     let cross = |answer: &crate::support::app::Answer| {
         answer.headers.keys().filter(|name| name.as_str().starts_with("access-control")).count()
     };
@@ -186,6 +186,23 @@ async fn browsers_are_answered_for_listed_origins_alone() {
     // A refusal can be read by the page as well, or its author would be told nothing.
     let refused = app.post("/v1/embeddings", &[("origin", "https://app.example")], body).await;
     assert_eq!((refused.status, refused.header("access-control-allow-origin")), (401, Some("https://app.example")));
+}
+
+// what a browser sends without asking first is not computed for pages from elsewhere.
+#[tokio::test]
+async fn without_keys_a_foreign_page_is_refused() {
+    let app = TestApp::with(|setup| setup.http.cors_origins = vec!["https://app.example".to_owned()]).await;
+    let body = json!({"model": M, "input": "a"}).to_string();
+    let ask = |origin: &'static str| [("content-type", "text/plain"), ("origin", origin)];
+    for foreign in ["https://evil.example", "http://app.example", "null"] {
+        let answer = app.post("/v1/embeddings", &ask(foreign), body.clone()).await;
+        let message = answer.refusal(403, Some("origin_not_allowed"), None);
+        assert!(message.starts_with(&format!("Pages from '{foreign}' are not allowed. ")), "{message}");
+    }
+    app.until_metric("embedserve_batches_total", "", 0.0).await;
+    for ours in ["https://app.example", "http://localhost:3000", "app://notes"] {
+        assert_eq!(app.post("/v1/embeddings", &ask(ours), body.clone()).await.vectors().len(), 1, "{ours}");
+    }
 }
 
 //

@@ -103,20 +103,23 @@ async fn a_dead_device_thread_is_not_ready() {
     app.embed(json!({"model": F, "input": "a"})).await.vectors();
 }
 
-/// A server of one evil model and its watchdog.
-async fn watched(evil: &Evil, canary_interval: Duration) -> (TestApp, Watch, Arc<Alarm>) {
+/// A server of one evil model and its watchdog, which notices what takes longer than `stall`, and is alarmed soon after.
+async fn watched(evil: &Evil, canary_interval: Duration, stall: Duration) -> (TestApp, Watch, Arc<Alarm>) {
     let kind = Kind::Evil(evil.clone());
     let app = TestApp::with(|setup| {
         setup.only("evil", kind);
-        setup.requests.request_timeout = Duration::from_millis(100);
-        setup.batch.device.heartbeat = Duration::from_millis(20);
+        setup.requests.request_timeout = Duration::from_secs(1);
+        setup.batch.device.heartbeat = stall;
         setup.batch.device.canary_interval = canary_interval;
     })
     .await;
     let alarm = Arc::new(Alarm::default());
-    let watch = Watch::start(&app.engine, Duration::from_millis(50), &alarm).unwrap();
+    let watch = Watch::start(&app.engine, stall * 2, &alarm).unwrap();
     (app, watch, alarm)
 }
+
+const OFTEN: Duration = Duration::from_millis(5);
+const SHORT: Duration = Duration::from_millis(25);
 
 const NEVER: Duration = Duration::from_hours(1);
 const SOON: Duration = Duration::from_secs(20);
@@ -140,7 +143,7 @@ async fn until_state(app: &TestApp, state: &str) -> serde_json::Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_forward_pass_that_hangs_is_told_and_ends_the_process() {
     let evil = Evil::default();
-    let (app, _watch, alarm) = watched(&evil, NEVER).await;
+    let (app, _watch, alarm) = watched(&evil, NEVER, SHORT).await;
     let (answer, ()) = tokio::join!(app.embed(json!({"model": "evil", "input": "&"})), async {
         let model = until_state(&app, "stalled").await;
         assert_eq!(model["reason"], "a forward pass takes too long");
@@ -161,7 +164,7 @@ async fn a_forward_pass_that_hangs_is_told_and_ends_the_process() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_canary_is_told_and_ends_the_process() {
     let evil = Evil::default();
-    let (app, _watch, alarm) = watched(&evil, Duration::from_millis(5)).await;
+    let (app, _watch, alarm) = watched(&evil, OFTEN, NEVER).await;
     app.embed(json!({"model": "evil", "input": "a"})).await.vectors();
     evil.fault(Fault::Drift);
     let model = until_state(&app, "dead").await;
@@ -176,18 +179,18 @@ async fn a_wrong_canary_is_told_and_ends_the_process() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_canary_that_hangs_is_told_and_ends_the_process() {
     let evil = Evil::default();
-    let (app, _watch, alarm) = watched(&evil, Duration::from_millis(5)).await;
+    let (app, _watch, alarm) = watched(&evil, OFTEN, SHORT).await;
     evil.fault(Fault::Hang);
     until_state(&app, "stalled").await;
     tokio::time::timeout(SOON, alarm.raised()).await.unwrap();
-    app.check_metric("embedserve_canary_total", "model=\"evil\",result=\"timeout\"", 1.0);
+    app.until_metric("embedserve_canary_total", "model=\"evil\",result=\"timeout\"", 1.0).await;
     evil.release();
 }
 
 // I-09, I-08 on the wire
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_device_is_told_and_ends_the_process() {
-    let (app, _watch, alarm) = watched(&Evil::default(), NEVER).await;
+    let (app, _watch, alarm) = watched(&Evil::default(), NEVER, NEVER).await;
     let too_big = app.embed(json!({"model": "evil", "input": ["a", "\'"]})).await;
     too_big.refusal(503, Some("server_is_overloaded"), None);
     app.embed(json!({"model": "evil", "input": "("})).await.refusal(503, Some("model_unavailable"), None);

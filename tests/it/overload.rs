@@ -53,7 +53,7 @@ async fn a_full_queue_refuses_at_once_and_entirely() {
     assert_eq!((busy.answer().unwrap().status, waiting.answer().unwrap().status), (200, 200));
     // A request that could never fit is not told to come back.
     let never = app.embed(json!({"model": "evil", "input": ["a", "b", "c", "d"]})).await;
-    never.refusal(400, Some("max_tokens_per_request"), Some("input"));
+    never.refusal(400, None, Some("input"));
 }
 
 // E39
@@ -63,8 +63,8 @@ async fn late_work_is_given_up_with_a_504() {
     let kind = Kind::Evil(evil.clone());
     let app = TestApp::with(|setup| {
         setup.only("evil", kind);
-        setup.requests.request_timeout = Duration::from_millis(400);
-        setup.batch.queue_timeout = Duration::from_millis(200);
+        setup.requests.request_timeout = Duration::from_secs(2);
+        setup.batch.queue_timeout = Duration::from_millis(300);
     })
     .await;
     let computing = app.embed(json!({"model": "evil", "input": "&"}));
@@ -74,7 +74,7 @@ async fn late_work_is_given_up_with_a_504() {
     };
     let (computing, queued) = tokio::join!(computing, queued);
     let message = computing.refusal(504, Some("deadline_exceeded"), None);
-    assert!(message.starts_with("The request was not finished within 0.4"), "{message}");
+    assert!(message.starts_with("The request was not finished within 2"), "{message}");
     assert_eq!(computing.header("retry-after"), None);
     let message = queued.refusal(504, Some("deadline_exceeded"), None);
     assert!(message.starts_with("The request was not finished within 0."), "{message}");

@@ -110,6 +110,7 @@ async fn what_can_never_fit_is_refused_for_good() {
     let device = TestDevice::start(QueueLimits { rows: 4, tokens: 40, batch, ..limits() });
     assert_eq!(device.submit(&[&[1; 17]]).unwrap_err(), SubmitError::NeverFits { tokens: 17, limit: 16 });
     assert_eq!(device.submit(&[[1; 15].as_slice(); 3]).unwrap_err(), SubmitError::NeverFits { tokens: 45, limit: 40 });
+    assert_eq!(device.submit(&[[1].as_slice(); 5]).unwrap_err(), SubmitError::NeverFitsRows { limit: 4 });
     assert_eq!(device.run(&[&[1; 16]]).await.len(), 1, "a row of exactly the budget is computed");
 }
 
@@ -184,7 +185,10 @@ async fn a_request_that_waits_too_long_expires_in_the_queue() {
     let late = device.submit(&[&[200]]).unwrap();
     assert_eq!(late.join(soon()).await.unwrap_err(), JoinError::Deadline { stage: "queued" });
     device.evil.release();
-    assert_eq!(device.run(&[&[201]]).await, [Ok(expected(&[201]))]);
+    // Nobody waits for it meanwhile, so it does not expire, however late the device thread is.
+    let next = device.submit(&[&[201]]).unwrap();
+    until("the next row is computed", || device.evil.batches().len() == 2).await;
+    assert!(next.join(soon()).await.unwrap().rows[0].is_ok());
     let computed: Vec<u32> = device.evil.batches().into_iter().flatten().flatten().collect();
     assert_eq!(computed, [BLOCK, 201], "the expired row was never computed");
 }
@@ -266,7 +270,7 @@ async fn batches_beside_single_texts_are_short() {
     let sizes = || device.evil.batches().iter().map(|batch| batch.iter().map(Vec::len).sum()).collect::<Vec<usize>>();
     for with_single in [false, true] {
         device.evil.forget();
-        let mut tickets = vec![device.submit(&vec![[100; 60].as_slice(); 100]).unwrap()];
+        let mut tickets = vec![device.submit(&vec![[100; 60].as_slice(); 60]).unwrap()];
         if with_single {
             tickets.push(device.submit(&[&[200; 60]]).unwrap());
         }
@@ -276,9 +280,9 @@ async fn batches_beside_single_texts_are_short() {
         // The first one may have started before the single text came.
         let sizes = &sizes()[1..];
         if with_single {
-            assert!(sizes.len() >= 7 && sizes.iter().all(|size| *size <= 540), "{sizes:?}");
+            assert!(sizes.len() >= 3 && sizes.iter().all(|size| *size <= 540), "{sizes:?}");
         } else {
-            assert_eq!(sizes, [2040, 1920]);
+            assert_eq!(sizes, [1560]);
         }
     }
 }

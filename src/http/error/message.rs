@@ -30,6 +30,10 @@ impl ApiError {
                  to serve others.",
                 echo(host)
             ),
+            Self::OriginNotAllowed { origin } => format!(
+                "Pages from '{}' are not allowed. Without keys, their origin has to be listed with --cors-origins.",
+                echo(origin)
+            ),
             Self::UnknownModel { model } => format!(
                 "The model `{}` does not exist or you do not have access to it. GET /v1/models lists the models \
                  served here.",

@@ -108,6 +108,14 @@ async fn rows_of_the_table() {
              others.",
         ),
         (
+            ApiError::OriginNotAllowed { origin: "o".to_owned() },
+            403,
+            INVALID,
+            None,
+            Some("origin_not_allowed"),
+            "Pages from 'o' are not allowed. Without keys, their origin has to be listed with --cors-origins.",
+        ),
+        (
             ApiError::UnknownModel { model: model() },
             404,
             INVALID,
@@ -388,6 +396,5 @@ fn delays_stay_within_what_every_sdk_obeys() {
 fn echoes_are_cut_by_characters() {
     assert_eq!(message::echo("é"), "é");
     assert_eq!(message::echo(&"é".repeat(500)), "é".repeat(200));
-    // O-05: JSON leaves these as they are, and a terminal may obey them.
     assert_eq!(message::echo("a\u{7f}b\u{9b}2Jc\n"), "a\u{fffd}b\u{fffd}2Jc\n");
 }

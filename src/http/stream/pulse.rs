@@ -76,9 +76,13 @@ impl Pulse {
         self.lock().phase = Phase::Busy;
     }
 
-    /// The connection is on its way out, and others bound how long that may take.
+    /// The connection is on its way out, and others bound how long that may take. A head that has begun to arrive keeps its
+    /// clock: nobody else bounds it.
     pub fn leave(&self) {
-        self.lock().phase = Phase::Busy;
+        let mut state = self.lock();
+        if let Phase::Idle { .. } = state.phase {
+            state.phase = Phase::Busy;
+        }
     }
 
     /// The last answer was sent although the client was still sending: the end must be patient.
@@ -200,8 +204,13 @@ mod tests {
         drop(Arc::clone(&pulse).until_sent(Body::empty()));
         assert_eq!(expires(&pulse).await, (Expired::Idle, 60));
         drop(Arc::clone(&pulse).until_sent(Body::empty()));
+        pulse.leave();
+        assert!(tokio::time::timeout(Duration::from_hours(1), pulse.expired()).await.is_err());
+        drop(Arc::clone(&pulse).until_sent(Body::empty()));
         pulse.received(b"P");
         assert_eq!(expires(&pulse).await, (Expired::Head, 10));
+        pulse.leave();
+        assert_eq!(pulse.expired().await, Expired::Head);
     }
 
     #[tokio::test]

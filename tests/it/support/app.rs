@@ -135,6 +135,7 @@ fn http_config() -> HttpConfig {
         cors_origins: Vec::new(),
         max_body_bytes: 32 << 20,
         max_bodies_bytes: 256 << 20,
+        max_answers_bytes: 256 << 20,
         max_header_bytes: 64 << 10,
         max_headers: 100,
         max_connections: 1024,

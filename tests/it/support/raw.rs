@@ -2,7 +2,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Longer than any timeout that a test configures.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -62,6 +62,12 @@ impl RawClient {
         let _ = self.stream.shutdown(Shutdown::Write);
     }
 
+    /// Reads some bytes and forgets them; false when there will be none any more.
+    pub fn read_some(&mut self, n_bytes: usize) -> bool {
+        let mut bytes = vec![0; n_bytes];
+        self.stream.read(&mut bytes).is_ok_and(|n| n > 0)
+    }
+
     /// The next answer; `None` when the connection is closed before one is complete.
     pub fn answer(&mut self) -> Option<RawAnswer> {
         let head_end = loop {
@@ -94,11 +100,9 @@ impl RawClient {
         self.pending.is_empty() && self.read_more().is_none() && self.pending.is_empty()
     }
 
-    /// How long the server keeps the connection open from now on.
-    pub fn time_to_close(&mut self) -> Duration {
-        let start = Instant::now();
+    /// Reads until the server closes the connection.
+    pub fn wait_for_end(&mut self) {
         while self.read_more().is_some() {}
-        start.elapsed()
     }
 
     fn read_more(&mut self) -> Option<()> {

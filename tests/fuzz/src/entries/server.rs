@@ -96,6 +96,7 @@ fn config(keys: Vec<&str>) -> HttpConfig {
         cors_origins: Vec::new(),
         max_body_bytes: 16 << 10,
         max_bodies_bytes: 256 << 10,
+        max_answers_bytes: 256 << 10,
         max_header_bytes: 16 << 10,
         max_headers: 20,
         max_connections: 64,
