@@ -17,7 +17,10 @@
 # MODELS takes several, separated by spaces; the first model to serve is still chosen with --model. A named volume starts as
 # a copy of what the image holds; a folder mounted over the cache hides it.
 
+# Builds write the list of what they are made of into the executable, where scanners of images look for it.
 FROM rust:1.95.0-bookworm AS source
+RUN --mount=type=cache,target=/usr/local/cargo/registry \
+    cargo install --locked --version 0.7.7 cargo-auditable
 WORKDIR /src
 COPY . .
 
@@ -25,7 +28,7 @@ COPY . .
 FROM source AS build
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
-    cargo build --release --locked --bin embedserve \
+    cargo auditable build --release --locked --bin embedserve \
     && install -D target/release/embedserve /out/embedserve
 
 
@@ -33,7 +36,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
 FROM source AS build-cuda
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target,id=target-cuda \
-    cargo build --release --locked --features cuda --bin embedserve \
+    cargo auditable build --release --locked --features cuda --bin embedserve \
     && install -D target/release/embedserve /out/embedserve
 
 

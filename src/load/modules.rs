@@ -127,8 +127,10 @@ impl Modules {
         let mut chain = Self::plain(PoolingMode::Mean);
         let mut stage = Stage::Start;
         for entry in entries {
-            // The class moved between packages over the years; its own name did not change.
-            let kind = entry.kind.rsplit('.').next().unwrap_or_default();
+            // The class moved between packages over the years; its own name did not change. Of the same name elsewhere, it
+            // may do anything.
+            let kind = entry.kind.strip_prefix("sentence_transformers.").and_then(|path| path.rsplit('.').next());
+            let kind = kind.unwrap_or_default();
             let own_folder = || module_folder(folder, path, &entry.path);
             match (stage, kind) {
                 (Stage::Start, "Transformer") if matches!(entry.path.as_str(), "" | "." | "./") => {

@@ -164,6 +164,7 @@ fn take(main: &Remote<'_>, number: u64) -> Result<Revision, Refusal> {
         "main has no safetensors: taking the conversion bot's open pull request; pin it with --revision {revision}"
     );
     request.fetch(&files)?;
+    converted.note_complete(commit, context.stop)?;
     converted.refer(commit, context.stop)?;
     let conversion = Conversion { base: listed.commit.to_string(), number, commit: commit.to_string() };
     repository.remember_conversion(&conversion, context.stop)?;

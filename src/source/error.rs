@@ -79,6 +79,8 @@ pub enum Cause {
          folder: python3 -c 'from sentence_transformers import SentenceTransformer as S; S(\"{repo}\").save(\"model\")'"
     )]
     Pickled { repo: String, found: String, reason: String },
+    #[error("{file} is a Git LFS pointer and not the file itself: run `git lfs pull` in the folder")]
+    Pointer { file: String },
     #[error("cannot read {file}: {reason}")]
     Unreadable { file: String, reason: String },
     #[error("{file}: {what}")]
@@ -135,6 +137,7 @@ impl Cause {
             Self::Hash { .. } | Self::Damaged { .. } => "hash",
             Self::Name(_) | Self::Escape { .. } | Self::Archive { .. } => "unsafe",
             Self::Missing { .. }
+            | Self::Pointer { .. }
             | Self::Weights { .. }
             | Self::Pickled { .. }
             | Self::Unreadable { .. }

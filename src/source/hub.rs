@@ -17,7 +17,6 @@ use crate::source::client::Client;
 use crate::source::conversion;
 use crate::source::error::Cause;
 use crate::source::fetch::Context;
-use crate::source::layout::MODULES;
 use crate::source::remote::{Remote, resolve};
 use crate::source::repository::{HubModel, Repository};
 
@@ -27,8 +26,9 @@ pub(super) fn obtain(model: HubModel<'_>, context: &Context<'_>) -> Result<Model
     if context.config.offline {
         return offline(&repository, context);
     }
-    // A commit never moves: what lies verified in the cache is what the Hub would send.
+    // A commit never moves: what lies complete and verified in the cache is what the Hub would send.
     if model.revision.is_commit()
+        && repository.is_complete(model.revision)
         && let Ok(path) = repository.verified(model.revision, context.stop)
     {
         return Ok(folder(&repository, model.revision, &path));
@@ -47,7 +47,7 @@ pub(super) fn obtain(model: HubModel<'_>, context: &Context<'_>) -> Result<Model
                 repo = %model.repo, revision = %model.revision, %commit, %cause,
                 "the hub cannot be used, serving the complete snapshot in the cache"
             );
-            warn_without_modules(&path);
+            warn_if_partial(&repository, &commit);
             Ok(folder(&repository, &commit, &path))
         }
         Err(Cause::Stopped) => Err(Cause::Stopped),
@@ -70,7 +70,7 @@ fn offline(repository: &Repository<'_>, context: &Context<'_>) -> Result<ModelFo
     };
     match repository.verified(&commit, context.stop) {
         Ok(path) => {
-            warn_without_modules(&path);
+            warn_if_partial(repository, &commit);
             Ok(folder(repository, &commit, &path))
         }
         Err(Cause::Missing { files }) => Err(Cause::Offline { missing: files }),
@@ -94,6 +94,7 @@ fn online(repository: &Repository<'_>, context: &Context<'_>) -> Result<ModelFol
         Err(cause) => return Err(cause),
     };
     remote.fetch(&files)?;
+    repository.note_complete(&listed.commit, context.stop)?;
     repository.refer(&listed.commit, context.stop)?;
     repository.forget_conversion()?;
     Ok(folder(repository, &listed.commit, &repository.snapshot(&listed.commit)))
@@ -110,11 +111,13 @@ fn folder(repository: &Repository<'_>, commit: &Revision, path: &Path) -> ModelF
 }
 
 /// Without a listing, an optional file that is absent cannot be told from one that another tool did not fetch.
-fn warn_without_modules(path: &Path) {
-    if !path.join(MODULES).exists() {
+fn warn_if_partial(repository: &Repository<'_>, commit: &Revision) {
+    let absent = repository.absent(commit);
+    if !absent.is_empty() && !repository.is_complete(commit) {
         tracing::warn!(
-            snapshot = %path.display(),
-            "the cached snapshot has no modules.json; if the repository has one, fetch the model again with a network"
+            repo = %repository.model.repo, %commit, absent = absent.join(", "),
+            "another program filled the cached snapshot; if the repository has one of the absent files, texts are read \
+             otherwise than they should be: start once with a network"
         );
     }
 }

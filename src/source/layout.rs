@@ -61,6 +61,12 @@ pub(super) fn plan(listing: &mut dyn Listing) -> Result<Files, Cause> {
     Err(Cause::Missing { files: plan.missing })
 }
 
+/// Optional files that are not there.
+pub(super) fn absent(listing: &dyn Listing) -> Vec<&'static str> {
+    let is_absent = |name: &&'static str| RelPath::parse(name).is_ok_and(|file| !listing.has(&file));
+    OPTIONAL.iter().chain(&ENCODER_SETTINGS[..1]).copied().filter(is_absent).collect()
+}
+
 /// Whether weights of this name are pickles of `PyTorch`: what the Hub's conversion bot converts.
 pub(super) fn is_pickle(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
@@ -145,8 +151,10 @@ impl Plan {
         let config = format!("{folder}/config.json");
         let weights = RelPath::parse(&format!("{folder}/model.safetensors"))?;
         match module.class() {
-            // Has no settings; some exports leave an empty folder, some none.
-            "Normalize" => {}
+            // Mostly without settings; some exports leave an empty folder, some none.
+            "Normalize" => {
+                self.offer(listing, RelPath::parse(&config)?);
+            }
             "Dense" | "LayerNorm" => {
                 self.require(listing, &config)?;
                 if listing.has(&weights) {
@@ -196,12 +204,14 @@ impl Plan {
     }
 
     fn missing_weights(&mut self, listing: &dyn Listing, folder: &str) -> Result<(), Cause> {
-        let refused = listing.names().into_iter().find(|name| {
-            let file = name.strip_prefix(folder).filter(|file| !file.contains('/'));
-            file.is_some_and(is_refused)
-        });
+        let here =
+            |name: &&String| name.strip_prefix(folder).is_some_and(|file| !file.contains('/') && is_refused(file));
+        let names = listing.names();
+        // Beside the weights there may lie others, of heads that we do not use or for other programs: what the conversion
+        // bot converts comes first.
+        let refused = names.iter().filter(here).min_by_key(|name| (!name.ends_with(PICKLE), !is_pickle(name)));
         if let Some(name) = refused {
-            return Err(Cause::Weights { found: crate::catalog::id::printable(&name) });
+            return Err(Cause::Weights { found: crate::catalog::id::printable(name) });
         }
         self.missing.push(format!("{folder}{WEIGHTS}"));
         Ok(())
@@ -248,7 +258,7 @@ fn unreadable(file: &'static str) -> impl FnOnce(serde_json::Error) -> Cause {
     }
 }
 
-pub(super) const MODULES: &str = "modules.json";
+const MODULES: &str = "modules.json";
 const TOKENIZER: &str = "tokenizer.json";
 const WORD_LIST: &str = "vocab.txt";
 const WEIGHTS: &str = "model.safetensors";
@@ -275,6 +285,8 @@ const OPTIONAL: [&str; 5] = [
 /// Endings of weights that are pickles or belong to engines we do not have.
 const REFUSED_ENDINGS: [&str; 11] =
     [".bin", ".bin.index.json", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx"];
+/// What `PyTorch` models are called on the Hub.
+const PICKLE: &str = "pytorch_model.bin";
 const PICKLE_ENDINGS: [&str; 2] = [".bin", ".bin.index.json"];
 /// Real pipelines have three or four.
 const MAX_MODULES: usize = 32;

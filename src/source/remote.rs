@@ -68,7 +68,9 @@ pub(super) fn resolve(repository: &Repository<'_>, client: &Client, context: &Co
         if !commit.is_commit() || (revision.is_commit() && commit != *revision) {
             return Err(answer.protocol("it names no commit, or another one than was asked for"));
         }
-        let names: Result<_, _> = info.siblings.iter().map(|file| RelPath::parse(&file.rfilename)).collect();
+        // Screenshots and logs have colons in their names, and no file of a model has.
+        let honest = info.siblings.iter().map(|file| file.rfilename.as_str()).filter(|name| !name.contains(':'));
+        let names: Result<_, _> = honest.map(RelPath::parse).collect();
         Ok(Listed { commit, names: names? })
     })
 }

@@ -99,6 +99,29 @@ impl<'m> Repository<'m> {
         self.root.join(CONVERSION)
     }
 
+    /// Notes that the snapshot has whatever its repository has for us. Only then is an optional file that is absent here
+    /// absent there too: other tools fetch single files into the same snapshots.
+    pub(super) fn note_complete(&self, commit: &Revision, stop: &AtomicBool) -> Result<(), Cause> {
+        if self.is_complete(commit) {
+            return Ok(());
+        }
+        let _lock = self.lock("refs", stop)?;
+        write_atomic(&self.root.join(".complete.incomplete"), &self.completeness(commit), b"")
+    }
+
+    pub(super) fn is_complete(&self, commit: &Revision) -> bool {
+        self.completeness(commit).exists()
+    }
+
+    fn completeness(&self, commit: &Revision) -> PathBuf {
+        self.root.join(format!("{COMPLETE}{commit}"))
+    }
+
+    /// Files that models may have and this snapshot lacks.
+    pub(super) fn absent(&self, commit: &Revision) -> Vec<&'static str> {
+        self.folder(commit).map(|folder| layout::absent(&folder)).unwrap_or_default()
+    }
+
     /// What the cache's own reference says.
     fn referred(&self) -> Option<Revision> {
         let bytes = read_small(&self.reference(), self.model.revision.as_str()).ok()?;
@@ -193,3 +216,5 @@ impl<'m> Repository<'m> {
 
 /// Beside `refs` and `snapshots`, where other tools do not look.
 const CONVERSION: &str = ".embedserve-conversion.json";
+/// There as well, with the commit behind it.
+const COMPLETE: &str = ".embedserve-complete-";

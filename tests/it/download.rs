@@ -152,7 +152,7 @@ fn a_stalled_transfer_is_given_up_and_repeated() {
     hub.always("GET info", Script::Stall);
     machine.config.hub_cache = machine.folder.path().join("other");
     // Time enough to connect on a crowded machine, which would be another cause.
-    (machine.config.stall_timeout, machine.config.attempts) = (Duration::from_secs(2), 1);
+    (machine.config.stall_timeout, machine.config.attempts) = (Duration::from_secs(1), 1);
     let begun = Instant::now();
     let cause = cause(&hub_model(), &machine.config);
     assert!(matches!(cause, Cause::Stalled { .. }), "{cause}");
@@ -386,6 +386,12 @@ fn hostile_names_from_the_hub_are_refused_and_nothing_is_written_outside() {
         hub.list_also(name);
         assert!(matches!(cause(&hub_model(), &machine.config), Cause::Name(_)), "{name:?}");
         assert_eq!(machine.files(), Vec::<PathBuf>::new());
+    }
+    // No attack, and nothing that is fetched.
+    {
+        let (hub, machine) = hub();
+        hub.list_also("images/at 10:00.png");
+        obtain(&hub_model(), &machine.config).unwrap();
     }
     let (hub, machine) = hub();
     hub.always("HEAD config.json", Script::Commit(NEXT_COMMIT.to_owned()));

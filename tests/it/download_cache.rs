@@ -162,6 +162,25 @@ fn a_pinned_commit_in_the_cache_needs_no_network() {
     assert_eq!(hub.connections(), before);
 }
 
+// D-10: another program fetched single files. What is absent then need not be absent on the Hub.
+#[test]
+fn a_snapshot_that_others_filled_is_completed() {
+    let (hub, machine) = filled();
+    let snapshot = machine.repository().join("snapshots").join(COMMIT);
+    fs::remove_file(machine.repository().join(format!(".embedserve-complete-{COMMIT}"))).unwrap();
+    fs::remove_file(snapshot.join("modules.json")).unwrap();
+    // Without a network it serves, and complains.
+    assert_eq!(obtain(&hub_model_at(COMMIT, Vec::new()), &machine.offline()).unwrap().path, snapshot);
+    assert!(!snapshot.join("modules.json").exists());
+    let before = hub.asked_for(WEIGHTS).len();
+    assert_eq!(obtain(&hub_model_at(COMMIT, Vec::new()), &machine.config).unwrap().path, snapshot);
+    assert_eq!(fs::read(snapshot.join("modules.json")).unwrap(), repository()["modules.json"]);
+    assert_eq!(hub.asked_for(WEIGHTS).len(), before, "what is there is not fetched again");
+    let before = hub.connections();
+    obtain(&hub_model_at(COMMIT, Vec::new()), &machine.config).unwrap();
+    assert_eq!(hub.connections(), before);
+}
+
 // D-06
 #[test]
 fn two_loaders_of_one_cache_fetch_each_file_once() {

@@ -60,6 +60,21 @@ fn refusal(hub: &FakeHub, config: &SourceConfig) -> String {
     message
 }
 
+// BAAI/bge-m3 has heads beside its weights, and others have weights for other programs, under names that come first.
+#[test]
+fn other_weights_do_not_hide_the_pickle() {
+    let mut files = pickled();
+    for name in ["colbert_linear.pt", "flax_model.msgpack", "model.onnx", "sparse_linear.pt"] {
+        files.insert(name.to_owned(), b"never asked for".to_vec());
+    }
+    let hub = FakeHub::start(files);
+    hub.branch("refs/pr/7", REQUEST_COMMIT, repository());
+    hub.discussions(&list(&[bot_request(7)]));
+    let machine = Machine::new(&hub.endpoint());
+    let folder = obtain(&hub_model(), &machine.config).unwrap();
+    assert_eq!(folder.revision.as_deref(), Some(REQUEST_COMMIT));
+}
+
 #[test]
 fn the_bots_open_request_serves_and_is_found_again_without_a_network() {
     let (hub, machine) = hub_with(repository(), &[bot_request(7)]);

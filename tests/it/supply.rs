@@ -31,7 +31,8 @@ fn inputs_are_locked() {
         let text = file(name);
         let builds = text.lines().filter(|line| !line.trim_start().starts_with('#'));
         let builds = builds.filter(|line| {
-            ["cargo build", "cargo test", "cargo clippy", "cargo doc"].iter().any(|call| line.contains(call))
+            let calls = ["cargo build", "cargo auditable", "cargo test", "cargo clippy", "cargo doc"];
+            calls.iter().any(|call| line.contains(call))
         });
         let builds: Vec<&str> = builds.collect();
         assert!(!builds.is_empty(), "{name} builds nothing");
@@ -65,6 +66,15 @@ fn stage(dockerfile: &str, name: Option<&str>) -> String {
     let Some(own) = own else { return String::new() };
     let base = own.split_whitespace().next().unwrap();
     stage(dockerfile, Some(base)) + own
+}
+
+// S-03: who scans an image finds in the executable which crates it is made of.
+#[test]
+fn released_executables_list_their_dependencies() {
+    let text = file("Dockerfile");
+    let builds: Vec<&str> = text.lines().filter(|line| line.contains("build --release")).collect();
+    assert!(builds.len() == 2 && builds.iter().all(|line| line.contains("cargo auditable build")), "{builds:?}");
+    assert!(text.contains("cargo install --locked --version 0.7.7 cargo-auditable"));
 }
 
 // S-04: the images that are shipped, as far as their text says.

@@ -133,6 +133,20 @@ fn a_member_with_a_wrong_size_or_checksum_is_refused() {
 }
 
 #[test]
+fn pointers_of_git_lfs_are_told_from_the_files() {
+    let (machine, root) = folder_on_disk();
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 90868376\n";
+    for name in ["model.safetensors", "tokenizer.json"] {
+        let whole = fs::read(root.join(name)).unwrap();
+        fs::write(root.join(name), pointer).unwrap();
+        let message = cause(&directory_model(&root), &machine.config).to_string();
+        assert!(message.starts_with(&format!("{name} is a Git LFS pointer")), "{message}");
+        fs::write(root.join(name), whole).unwrap();
+    }
+    obtain(&directory_model(&root), &machine.config).unwrap();
+}
+
+#[test]
 fn a_directory_is_read_in_place_and_never_written() {
     let (machine, root) = folder_on_disk();
     let before = machine.files();
@@ -177,7 +191,8 @@ fn a_link_out_of_a_directory_is_refused() {
 fn module_paths_of_a_directory_cannot_leave_it() {
     let (machine, root) = folder_on_disk();
     for hostile in ["../../x", "/etc", "C:\\\\x"] {
-        let modules = format!(r#"[{{"idx":0,"name":"0","path":"{hostile}","type":"s.Pooling"}}]"#);
+        let modules =
+            format!(r#"[{{"idx":0,"name":"0","path":"{hostile}","type":"sentence_transformers.models.Pooling"}}]"#);
         fs::write(root.join("modules.json"), modules).unwrap();
         assert!(matches!(cause(&directory_model(&root), &machine.config), Cause::Name(_)), "{hostile}");
     }

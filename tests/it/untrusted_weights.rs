@@ -50,6 +50,15 @@ fn a_good_tiny_model_loads() {
     assert!(try_load(TinyModel::default().write().path()).is_ok());
 }
 
+// As transformers does: who saves a model anew in one file leaves the index of the old shards behind.
+#[test]
+fn an_index_beside_whole_weights_is_left_over() {
+    let folder = TinyModel::default().write();
+    let index = r#"{"weight_map": {"embeddings.word_embeddings.weight": "model-00001-of-00002.safetensors"}}"#;
+    std::fs::write(folder.path().join("model.safetensors.index.json"), index).unwrap();
+    assert!(try_load(folder.path()).is_ok());
+}
+
 // U-01
 #[test]
 fn damaged_weight_files_are_refused() {
@@ -168,6 +177,15 @@ fn modules_that_are_not_implemented_are_named() {
         edit(folder, "1_Pooling/config.json", |config| *config = json!({"pooling_mode_attention": true}));
     });
     assert!(switch.contains("pooling_mode_attention: true"), "{switch}");
+    let many = error_after(|folder| {
+        edit(folder, "1_Pooling/config.json", |config| *config = json!({"pooling_mode": vec!["mean"; 1000]}));
+    });
+    assert!(many.contains("1000 modes") && many.len() < 1000, "{many}");
+    // Of the same name, and the repository's own: it may do anything.
+    for own in ["custom_st.Pooling", "Pooling", "not_sentence_transformers.models.Pooling"] {
+        let error = error_after(|folder| edit(folder, "modules.json", |modules| modules[1]["type"] = json!(own)));
+        assert!(error.contains(own), "{error}");
+    }
     let none = error_after(|folder| std::fs::remove_file(folder.join("modules.json")).unwrap());
     assert!(none.contains("--pooling"), "{none}");
     let reranker = error_after(|folder| {

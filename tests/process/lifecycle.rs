@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -84,12 +84,12 @@ fn ask_for_much(address: SocketAddr) -> JoinHandle<(u16, String)> {
 #[test]
 fn sigterm_finishes_what_was_accepted_and_exits_0() {
     let folder = TinyModel { hidden: 64, layers: 4, ..TinyModel::default() }.write();
-    let mut server = Server::start(folder.path(), &["--max-batch-tokens", "64", "--drain-delay", "300ms"]);
+    let mut server = Server::start(folder.path(), &["--max-batch-tokens", "64", "--drain-delay", "2s"]);
     server.wait_until_ready();
     let mut idle = TcpStream::connect(server.address).unwrap();
     let address = server.address;
     let clients = [(); 2].map(|()| ask_for_much(address));
-    wait_for("work in the queue", || (server.metric("embedserve_queue_rows") > 0.0).then_some(()));
+    wait_for("the work of both in the queue", || (server.metric("embedserve_queue_rows") > 2048.0).then_some(()));
     server.signal("TERM");
     wait_for("not ready", || (server.get("/readyz").0 == 503).then_some(()));
     for client in clients {
@@ -147,8 +147,9 @@ fn an_echo_of_the_first_signal_cuts_nothing_off() {
     server.wait_until_ready();
     let client = ask_for_much(server.address);
     wait_for("work in the queue", || (server.metric("embedserve_queue_rows") > 0.0).then_some(()));
-    server.signal("INT");
-    server.signal("TERM");
+    // One program sends both: two would have to be started within the time that is one wish.
+    let both = format!("kill -INT {0}; kill -TERM {0}", server.pid());
+    assert!(Command::new("sh").args(["-c", &both]).status().unwrap().success());
     server.wait_for_log("draining already");
     let (status, body) = client.join().unwrap();
     assert_eq!(status, 200, "{body}\n{}", server.log());

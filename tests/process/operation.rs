@@ -36,7 +36,7 @@ fn through_a_proxy(servers: &Mutex<Vec<SocketAddr>>) -> (u16, String) {
 fn servers_are_replaced_under_load_without_a_failed_request() {
     let folder = TinyModel::default().write();
     let start = || {
-        let server = Server::start(folder.path(), &["--drain-delay", "300ms"]);
+        let server = Server::start(folder.path(), &["--drain-delay", "1s"]);
         server.wait_until_ready();
         server
     };

@@ -37,6 +37,9 @@ pub const FAMILY: Family = Family {
     remote_classes: &["JinaBert"],
 };
 
+/// Part of the repository that jina-embeddings-v2-base-code takes its code from.
+const OTHER_CODE: &str = "qk-post-norm";
+
 #[derive(Debug, Deserialize)]
 struct JinaConfig {
     #[serde(default = "original")]
@@ -53,6 +56,10 @@ pub fn is_meant(config: &Value) -> bool {
 }
 
 fn spec(value: &Value) -> Result<EncoderSpec, ArchError> {
+    // The same class names, and another network: norms on queries and keys, and weights under other names.
+    if let Some(map) = value.get("auto_map").filter(|map| map.to_string().contains(OTHER_CODE)) {
+        return Err(unsupported("auto_map", map));
+    }
     let JinaConfig { feed_forward_type } = read(value)?;
     let config: bert::BertConfig = read(value)?;
     let spec = config.spec(FirstPosition::Zero)?;

@@ -86,6 +86,8 @@ const fn window() -> usize {
 }
 
 fn spec(config: &Value) -> Result<EncoderSpec, ArchError> {
+    // Null says something else than nothing.
+    let local_is_global = config.get("local_rope_theta").is_some_and(Value::is_null);
     let config: ModernBertConfig = read(config)?;
     must_be("norm_bias", config.norm_bias, false)?;
     if let Some(scaling) = config.rope_scaling.as_ref().filter(|scaling| !scaling.is_null()) {
@@ -113,15 +115,16 @@ fn spec(config: &Value) -> Result<EncoderSpec, ArchError> {
             up_bias: config.mlp_bias,
             down_bias: config.mlp_bias,
         },
-        layers: layers(&config)?,
+        layers: layers(&config, local_is_global)?,
     })
 }
 
 /// Global or local, layer by layer. The window is half of `local_attention` to each side.
-fn layers(config: &ModernBertConfig) -> Result<Vec<LayerSpec>, ArchError> {
+fn layers(config: &ModernBertConfig, local_is_global: bool) -> Result<Vec<LayerSpec>, ArchError> {
     let parameters = config.rope_parameters.as_ref();
     let global = base(parameters.and_then(|p| p.full_attention.as_ref()), config.global_rope_theta, 160_000.0)?;
-    let local = base(parameters.and_then(|p| p.sliding_attention.as_ref()), config.local_rope_theta, 10_000.0)?;
+    let default = if local_is_global { global.base.into() } else { 10_000.0 };
+    let local = base(parameters.and_then(|p| p.sliding_attention.as_ref()), config.local_rope_theta, default)?;
     let n_layers = config.num_hidden_layers.min(MAX_LAYERS + 1);
     let is_local: Vec<bool> = match &config.layer_types {
         None => (0..n_layers).map(|layer| !layer.is_multiple_of(config.global_attn_every_n_layers)).collect(),

@@ -48,6 +48,11 @@ fn every_unimplemented_option_is_refused_by_name_and_value() {
         ("bert", json!({"is_decoder": true}), "is_decoder = true"),
         ("bert", json!({"add_cross_attention": true}), "add_cross_attention = true"),
         ("bert", json!({"auto_map": {"AutoModel": "modeling.NomicBertModel"}}), "auto_map = "),
+        (
+            "jina",
+            json!({"auto_map": {"AutoModel": "jinaai/jina-bert-v2-qk-post-norm--modeling_bert.JinaBertModel"}}),
+            "auto_map = ",
+        ),
         ("roberta", json!({"hidden_act": "gelu_fast"}), "hidden_act = gelu_fast"),
         ("xlm-roberta", json!({"position_embedding_type": "relative_key_query"}), "position_embedding_type = "),
         ("camembert", json!({"is_decoder": true}), "is_decoder = true"),
@@ -112,6 +117,18 @@ fn positions_and_limits_follow_the_family() {
     assert_eq!(t5.distance_bias, Some(DistanceBiasSpec::Buckets { count: 32, max_distance: 128 }));
     // U-08: fewer positions than the first token's row leave no token at all, which `load` refuses.
     assert_eq!(spec(&with(plain("roberta"), &json!({"max_position_embeddings": 1}))).unwrap().max_tokens, 0);
+}
+
+// As in the model's own code: absent is 10,000, null is what the global layers have.
+#[test]
+fn a_local_base_of_null_is_the_global_one() {
+    let bases = |changes: &Value| -> Vec<f32> {
+        let spec = spec(&with(plain("modernbert"), changes)).unwrap();
+        spec.layers.iter().map(|layer| layer.rotary.unwrap().base).collect()
+    };
+    assert_eq!(bases(&json!({})), [160_000.0, 10_000.0]);
+    assert_eq!(bases(&json!({"global_rope_theta": 50_000.0, "local_rope_theta": null})), [50_000.0, 50_000.0]);
+    assert_eq!(bases(&json!({"local_rope_theta": 20_000.0})), [160_000.0, 20_000.0]);
 }
 
 #[test]

@@ -42,6 +42,9 @@ pub(super) fn read(folder: &Path) -> Result<(Vec<PoolingMode>, bool), ModulesErr
             }
             MODES.iter().filter(on).map(|(_, _, mode)| *mode).collect()
         }
+        Some(Value::Array(values)) if values.len() > MODES.len() => {
+            return Err(unsupported("pooling_mode", &Value::from(format!("{} modes", values.len()))));
+        }
         Some(Value::Array(values)) => values.iter().map(named).collect::<Result<_, _>>()?,
         Some(value) => vec![named(value)?],
     };

@@ -189,10 +189,12 @@ impl Import<'_> {
                 // Weights last: a snapshot that has them counts as complete.
                 for name in plan.all() {
                     if let Some(file) = model.files.iter().find(|file| file.name == *name) {
+                        let _lock = repository.lock(file.etag.as_str(), self.stop)?;
                         self.place_blob(&repository, file, &name.within(folder))?;
                         repository.link(commit, name, &file.etag)?;
                     }
                 }
+                repository.note_complete(commit, self.stop)?;
                 if let Some(conversion) = conversion {
                     repository.remember_conversion(conversion, self.stop)?;
                 } else {
@@ -209,8 +211,8 @@ impl Import<'_> {
         }
     }
 
+    /// Under the blob's lock.
     fn place_blob(&self, repository: &Repository<'_>, file: &ModelFile, staged: &Path) -> Result<(), BundleError> {
-        let _lock = repository.lock(file.etag.as_str(), self.stop)?;
         let blob = repository.blob(&file.etag);
         if blob.symlink_metadata().is_ok() {
             let name = file.name.as_str();
