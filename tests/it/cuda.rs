@@ -4,6 +4,7 @@
 //! they were left out; with `EMBEDSERVE_TEST_GPU=required` they fail.
 
 mod half;
+mod overlap;
 
 use std::path::Path;
 
@@ -336,25 +337,6 @@ async fn real_minilm_is_the_same_on_the_gpu() {
             assert!(moved <= company, "{dtype} {text}: {moved:e}");
         }
     }
-}
-
-// Copies are asked for and not waited for: none may see what was written for the next one.
-#[tokio::test]
-async fn what_is_sent_arrives_as_it_was() {
-    let Some((device, _turn)) = gpu("cuda::what_is_sent_arrives_as_it_was").await else { return };
-    let mut pinned = device.pinned();
-    let mut buffers: Vec<Buffer> = (0..20).map(|_| device.allocate(4 * 1000).unwrap()).collect();
-    let value = |index: usize| vec![index as f32; 1 + 50 * index];
-    for (index, buffer) in buffers.iter_mut().enumerate() {
-        pinned.send(&value(index), buffer).unwrap();
-    }
-    let mut received = device.pinned();
-    for (index, buffer) in buffers.iter().enumerate() {
-        assert_eq!(received.receive(buffer, value(index).len()).unwrap(), value(index));
-    }
-    pinned.send(&[1.0_f32], &mut buffers[0]).unwrap();
-    drop(pinned);
-    assert_eq!(received.receive(&buffers[0], 1).unwrap(), [1.0]);
 }
 
 // M-06

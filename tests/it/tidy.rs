@@ -165,7 +165,7 @@ fn only_the_device_thread_calls_the_encoder() {
         sources().into_iter().filter(|source| !["runner/thread.rs", "load/verify.rs"].contains(&source.path.as_str()));
     check(
         "forward passes elsewhere",
-        elsewhere.map(|source| source.lines_with(&["encoder.forward(", "encoder.pooled("])),
+        elsewhere.map(|source| source.lines_with(&["encoder.forward(", "encoder.pooled(", "encoder.submit("])),
     );
 }
 

@@ -3,8 +3,9 @@
 //! Nothing is linked. The driver and cuBLASLt are opened when a GPU is asked for, so one executable runs with and without
 //! them. The kernels travel as PTX for compute capability 8.0, which the driver translates; `device/compile.py` makes it.
 //!
-//! One stream per [`Device`], and one thread that gives it work: everything happens in the order in which it was asked for.
-//! What is asked for is not checked on the device: whoever calls [`Device::launch`] answers for pointers and sizes.
+//! A [`Device`] has one stream for kernels: they run in the order in which they were asked for. Batches go up and vectors come
+//! down in two streams beside it ([`Pinned`]), which events order. What is asked for is not checked on the device: whoever
+//! calls [`Device::launch`] answers for pointers and sizes.
 
 #![expect(unsafe_code, reason = "foreign functions: the driver, cuBLASLt and kernels take bare pointers")]
 
@@ -66,7 +67,11 @@ pub struct Device(Arc<Inner>);
 
 struct Inner {
     context: Arc<CudaContext>,
+    /// Of the kernels, and of everything that is loaded.
     stream: Arc<CudaStream>,
+    /// Of what batches bring, and of what they leave with.
+    up: Arc<CudaStream>,
+    down: Arc<CudaStream>,
     kernels: HashMap<&'static str, CudaFunction>,
     matmul: Mutex<Matmul>,
     name: String,
@@ -177,14 +182,15 @@ impl Device {
         if (major, minor) < LEAST_CAPABILITY {
             return Err(CudaError::TooOld { ordinal, name, major, minor });
         }
-        // SAFETY: events order the streams of a context; all work on this one's memory goes through one stream.
+        // SAFETY: events of each buffer would order the streams; here `Pinned`, the only one that uses another stream than
+        // the kernels', orders what it does, and says what its callers have to wait for.
         unsafe { context.disable_event_tracking() };
-        let stream = context.new_stream()?;
+        let [stream, up, down] = [context.new_stream()?, context.new_stream()?, context.new_stream()?];
         let module = context.load_module(Ptx::from_src(PTX))?;
         let load = |name: &'static str| Ok((name, module.load_function(name)?));
         let kernels = launch::KERNELS.into_iter().map(load).collect::<Result<_, DriverError>>()?;
         let matmul = Mutex::new(Matmul::new(&stream)?);
-        Ok(Self(Arc::new(Inner { context, stream, kernels, matmul, name })))
+        Ok(Self(Arc::new(Inner { context, stream, up, down, kernels, matmul, name })))
     }
 
     /// The device's name, for logs.
@@ -198,8 +204,20 @@ impl Device {
     /// # Errors
     /// The device failed.
     pub fn memory(&self) -> Result<(usize, usize), CudaError> {
-        self.0.stream.synchronize()?;
+        self.settle()?;
         Ok(self.0.context.mem_get_info()?)
+    }
+
+    /// Waits until everything that was asked for is done.
+    ///
+    /// # Errors
+    /// The device failed, now or before.
+    pub fn settle(&self) -> Result<(), CudaError> {
+        let Inner { stream, up, down, .. } = &*self.0;
+        for stream in [up, stream, down] {
+            stream.synchronize()?;
+        }
+        Ok(())
     }
 
     /// Memory whose contents are not defined.
@@ -222,8 +240,8 @@ impl Device {
         Ok(buffer)
     }
 
-    /// A buffer of at least so many bytes, whose contents are lost if it has to be another one. Never smaller than it was:
-    /// batches of all sizes come and go.
+    /// A buffer of at least so many bytes, whose contents are lost if it has to be another one: no copy from or to it may
+    /// then be under way. Never smaller than it was: batches of all sizes come and go.
     ///
     /// # Errors
     /// Out of memory; the buffer is then empty.
@@ -231,6 +249,8 @@ impl Device {
         if buffer.len() < bytes {
             *buffer = self.allocate(0)?;
             *buffer = self.allocate(bytes.next_power_of_two())?;
+            // Memory is there when the stream that it was asked for in has come to it, and not before.
+            self.0.up.join(&self.0.stream)?;
         }
         Ok(())
     }
