@@ -2,8 +2,9 @@
 // pointers are host pointers with red zones. Work is done when its stream comes to it (streams.h): who writes locked host
 // memory too early, or gives it back, is found out, and so is who does not make one stream wait for another.
 //
-// Environment: EMULATOR_DEVICES of them (1), each with EMULATOR_MEMORY bytes (4 GiB), and memory pools unless EMULATOR_POOLS
-// is 0; the device EMULATOR_BREAK_DEVICE (0) breaks for good at its launch number EMULATOR_BREAK_AT (0: never).
+// Environment: EMULATOR_DEVICES of them (1), each with EMULATOR_MEMORY bytes (4 GiB), memory pools unless EMULATOR_POOLS is 0,
+// and recordings of streams unless EMULATOR_GRAPHS is 0; the device EMULATOR_BREAK_DEVICE (0) breaks for good at its launch
+// number EMULATOR_BREAK_AT (0: never).
 
 #include "emulate.h"
 #include "streams.h"
@@ -29,7 +30,8 @@ void* const dynamic_shared[] = {row, shared, shared_vectors};
 
 using Status = int;
 constexpr Status SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, NOT_FOUND = 500,
-                 NOT_READY = 600, ILLEGAL_ADDRESS = 700;
+                 ILLEGAL_STATE = 401, NOT_READY = 600, ILLEGAL_ADDRESS = 700, NOT_SUPPORTED = 801,
+                 NOT_RECORDABLE = 900, SPOILED = 901;
 
 namespace {
 
@@ -64,6 +66,8 @@ std::map<std::string, Kernel>& kernels() {
 constexpr int MOST_DEVICES = 8;
 Device devices[MOST_DEVICES];
 thread_local Device* current = devices;
+// The stream in which this thread records: until that is done, it must not ask for what waits for a device.
+thread_local Stream* recording = nullptr;
 
 // Blocks between red zones, which are looked at when memory is given back.
 constexpr size_t ZONE = 256;
@@ -93,9 +97,19 @@ size_t setting(const char* name, size_t otherwise) {
 
 Stream* stream_of(void* stream) { return static_cast<Stream*>(stream); }
 
-// Puts work into a stream that a broken device does not do.
+// Whether a stream records, which then is for nothing: what is asked for has no place in a recording.
+bool spoils(Stream* stream) {
+    if (stream->recording) stream->spoiled = true;
+    return stream->spoiled;
+}
+
+// Whether this thread records, which then is for nothing: it asks for what waits for a device.
+bool spoils() { return recording && spoils(recording); }
+
+// Puts work into a stream that a broken device does not do; or records it.
 void compute(Stream* stream, std::function<void()> run, const void* memory = nullptr) {
     Device* device = stream->device;
+    if (stream->recording) return stream->recording->work.push_back(std::move(run));
     Work work;
     work.run = [device, run] {
         if (!device->broken) run();
@@ -188,11 +202,13 @@ Status cuCtxGetCurrent(void** context) { return *context = current, SUCCESS; }
 Status cuCtxSetCurrent(void* context) { return current = static_cast<Device*>(context), SUCCESS; }
 Status cuStreamSynchronize(void* stream) {
     const std::lock_guard<std::mutex> mine(turn);
+    if (spoils(stream_of(stream))) return NOT_RECORDABLE;
     finish(stream_of(stream));
     return state(stream_of(stream)->device);
 }
 Status cuCtxSynchronize() {
     const std::lock_guard<std::mutex> mine(turn);
+    if (spoils()) return NOT_RECORDABLE;
     finish(current);
     return state(current);
 }
@@ -210,6 +226,7 @@ Status cuStreamDestroy_v2(void* stream) {
 }
 Status cuStreamWaitEvent(void* stream, void* event, unsigned) {
     const std::lock_guard<std::mutex> mine(turn);
+    if (spoils(stream_of(stream))) return NOT_RECORDABLE;
     const auto& after = *static_cast<std::shared_ptr<Event>*>(event);
     // One that was never recorded is no wait.
     if (after->asked > 0) ask(stream_of(stream), Work{nullptr, after, after->asked});
@@ -220,6 +237,7 @@ Status cuEventCreate(void** event, unsigned) {
 }
 Status cuEventRecord(void* event, void* stream) {
     const std::lock_guard<std::mutex> mine(turn);
+    if (spoils(stream_of(stream))) return NOT_RECORDABLE;
     const auto& recorded = *static_cast<std::shared_ptr<Event>*>(event);
     if (recorded->stream && recorded->stream != stream) fail("an event is recorded in two streams");
     recorded->stream = stream_of(stream);
@@ -236,6 +254,7 @@ Status cuEventSynchronize(void* event) {
 }
 Status cuEventQuery(void* event) {
     const std::lock_guard<std::mutex> mine(turn);
+    if (spoils()) return NOT_RECORDABLE;
     const Event& asked = **static_cast<std::shared_ptr<Event>*>(event);
     if (!asked.stream) return SUCCESS;
     wander(asked.stream->device);
@@ -250,16 +269,19 @@ Status cuMemGetInfo_v2(size_t* free, size_t* total) {
 Status cuMemAlloc_v2(uint64_t* pointer, size_t bytes) {
     if (current->broken) return ILLEGAL_ADDRESS;
     const std::lock_guard<std::mutex> mine(turn);
+    if (spoils()) return NOT_RECORDABLE;
     return allocate(pointer, bytes, nullptr);
 }
 Status cuMemAllocAsync(uint64_t* pointer, size_t bytes, void* stream) {
     if (current->broken) return ILLEGAL_ADDRESS;
     const std::lock_guard<std::mutex> mine(turn);
+    if (spoils(stream_of(stream))) return NOT_RECORDABLE;
     return allocate(pointer, bytes, stream_of(stream));
 }
 // Waits for the whole device, as the driver's does.
 Status cuMemFree_v2(uint64_t pointer) {
     const std::lock_guard<std::mutex> mine(turn);
+    if (spoils()) return NOT_RECORDABLE;
     const auto block = blocks.find(reinterpret_cast<unsigned char*>(pointer));
     if (block == blocks.end()) return INVALID_VALUE;
     finish(block->second.device);
@@ -267,12 +289,14 @@ Status cuMemFree_v2(uint64_t pointer) {
 }
 Status cuMemFreeAsync(uint64_t pointer, void* stream) {
     const std::lock_guard<std::mutex> mine(turn);
+    if (spoils(stream_of(stream))) return NOT_RECORDABLE;
     auto* const first = reinterpret_cast<unsigned char*>(pointer);
     if (blocks.find(first) == blocks.end()) return INVALID_VALUE;
     return ask(stream_of(stream), Work{[first] { release(first); }}), SUCCESS;
 }
 Status cuMemHostAlloc(void** pointer, size_t bytes, unsigned) {
     const std::lock_guard<std::mutex> mine(turn);
+    if (spoils()) return NOT_RECORDABLE;
     *pointer = std::malloc(bytes);
     locked[static_cast<unsigned char*>(*pointer)] = bytes;
     return SUCCESS;
@@ -291,6 +315,8 @@ Status cuMemFreeHost(void* pointer) {
 }
 Status cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, void* stream) {
     const std::lock_guard<std::mutex> mine(turn);
+    // The driver could record it, but memory of the host may be gone when that is played.
+    if (spoils(stream_of(stream))) return NOT_RECORDABLE;
     if (is_locked(from)) {
         compute(stream_of(stream), [=] { std::memcpy(inside(to, bytes), from, bytes); }, from);
     } else {
@@ -303,6 +329,7 @@ Status cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, void* s
 }
 Status cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, void* stream) {
     const std::lock_guard<std::mutex> mine(turn);
+    if (spoils(stream_of(stream))) return NOT_RECORDABLE;
     compute(stream_of(stream), [=] { std::memcpy(to, inside(from, bytes), bytes); }, to);
     // Into memory that is not locked the driver copies at once.
     if (!is_locked(to)) finish(stream_of(stream));
@@ -349,6 +376,49 @@ Status cuLaunchKernel(
         }, call);
     });
     return SUCCESS;
+}
+
+// Recordings. Streams that record do nothing: what they are asked for is done each time that the recording is played.
+Status cuStreamBeginCapture_v2(void* stream, int mode) {
+    constexpr int GLOBAL = 0;
+    const std::lock_guard<std::mutex> mine(turn);
+    if (setting("EMULATOR_GRAPHS", 1) == 0) return NOT_SUPPORTED;
+    // That would be the end of a recording whenever another thread allocates.
+    if (mode == GLOBAL || stream_of(stream)->recording || recording) return ILLEGAL_STATE;
+    recording = stream_of(stream);
+    recording->recording = std::make_unique<Graph>();
+    return SUCCESS;
+}
+Status cuStreamEndCapture(void* stream, void** graph) {
+    const std::lock_guard<std::mutex> mine(turn);
+    *graph = nullptr;
+    if (recording != stream || !recording->recording) return ILLEGAL_STATE;
+    auto recorded = std::move(recording->recording);
+    const bool spoiled = std::exchange(recording->spoiled, false);
+    recording = nullptr;
+    if (spoiled) return SPOILED;
+    return *graph = recorded.release(), SUCCESS;
+}
+Status cuGraphInstantiateWithFlags(void** playable, void* graph, unsigned long long) {
+    const std::lock_guard<std::mutex> mine(turn);
+    return *playable = new Graph(*static_cast<Graph*>(graph)), SUCCESS;
+}
+Status cuGraphDestroy(void* graph) { return delete static_cast<Graph*>(graph), SUCCESS; }
+Status cuGraphExecDestroy(void* playable) {
+    const std::lock_guard<std::mutex> mine(turn);
+    // The driver may wait for it or not.
+    for (const Device& device : devices)
+        for (const Stream* stream : device.streams)
+            for (const Work& work : stream->work)
+                if (work.memory == playable) fail("a recording goes before it has been played");
+    return delete static_cast<Graph*>(playable), SUCCESS;
+}
+Status cuGraphLaunch(void* playable, void* stream) {
+    const std::lock_guard<std::mutex> mine(turn);
+    if (spoils(stream_of(stream))) return NOT_RECORDABLE;
+    // One work after the other, so that others may come between them.
+    for (const auto& work : static_cast<Graph*>(playable)->work) compute(stream_of(stream), work, playable);
+    return state(stream_of(stream)->device);
 }
 
 Status cuGetErrorName(Status status, const char** name) {

@@ -25,7 +25,7 @@ struct Work {
     // Not before this event was reached so often.
     std::shared_ptr<Event> after = nullptr;
     long times = 0;
-    // Locked host memory that it copies from or to.
+    // Locked host memory that it copies from or to, or the recording that it is of.
     const void* memory = nullptr;
 };
 
@@ -37,9 +37,17 @@ struct Device {
     bool broken = false;
 };
 
+// What a stream was asked for while it recorded, in its order.
+struct Graph {
+    std::vector<std::function<void()>> work;
+};
+
 struct Stream {
     Device* device;
     std::deque<Work> work;
+    // Where it records, if it does; and whether it was asked for what no recording can hold.
+    std::unique_ptr<Graph> recording = nullptr;
+    bool spoiled = false;
 };
 
 // Puts work into a stream.

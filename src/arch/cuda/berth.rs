@@ -2,6 +2,7 @@
 //! the locked memory that both go through. There are two, so that one batch arrives while the one before is computed; all
 //! else, activations above all, the kernels of one batch leave to those of the next.
 
+use super::shape::Shape;
 use crate::arch::packed::PackedBatch;
 use crate::arch::position;
 use crate::arch::spec::FirstPosition;
@@ -30,15 +31,13 @@ pub(super) enum State {
     UnderWay { values: usize },
 }
 
-/// Where the numbers of a batch begin in their buffer.
+/// The numbers of a batch in their buffer: ids, positions and places of as many tokens as its shape has, the tiles, and from
+/// here on those of which there are as many as rows.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Layout {
-    positions: usize,
-    places: usize,
+    pub(super) shape: Shape,
     offsets: usize,
     skips: usize,
-    tiles: usize,
-    n_tiles: usize,
 }
 
 impl Berth {
@@ -68,9 +67,9 @@ impl Berth {
         &mut self,
         device: &Device,
         (batch, skips): (&PackedBatch, &[usize]),
-        (first_position, format): (FirstPosition, Format),
+        (shape, first_position, format): (Shape, FirstPosition, Format),
     ) -> Result<Layout, CudaError> {
-        let (numbers, layout) = lay_out((batch, skips), (first_position, format));
+        let (numbers, layout) = lay_out((batch, skips), (shape, first_position, format));
         self.state = State::Unsettled;
         device.grow(&mut self.numbers, size_of_val(numbers.as_slice()))?;
         self.sent.send(&numbers, &mut self.numbers)?;
@@ -79,8 +78,14 @@ impl Berth {
 
     /// The numbers that were sent last.
     pub(super) const fn places(&self, layout: Layout) -> Places<'_> {
-        let Layout { positions, places, offsets, skips, tiles, n_tiles } = layout;
+        let Layout { shape: Shape { tokens, tiles: n_tiles }, offsets, skips } = layout;
+        let (positions, places, tiles) = (tokens, 2 * tokens, 3 * tokens);
         Places { buffer: &self.numbers, ids: 0, positions, places, offsets, skips, tiles, n_tiles }
+    }
+
+    /// Where the numbers lie.
+    pub(super) const fn address(&self) -> u64 {
+        self.numbers.address()
     }
 
     /// Asks for the vectors.
@@ -105,34 +110,41 @@ impl Berth {
     }
 }
 
-/// How many numbers a batch of so many tokens and rows may have.
+/// How many numbers a batch of so many tokens and rows may have, whatever its shape.
 pub(super) fn most_numbers(tokens: usize, rows: usize, format: Format) -> usize {
-    // Ids, positions and places; offsets and skips; three numbers for each tile, of which every row may have a short one.
-    let n_tiles = rows + tokens / format.tile_queries();
-    3 * tokens + 2 * rows + 1 + 3 * n_tiles
+    // Three for each tile, of which every row may have a short one, and what lies beyond the batch another one.
+    let n_tiles = (rows + tokens / format.tile_queries() + 1).next_power_of_two();
+    3 * tokens + 3 * n_tiles + 2 * rows + 1
 }
 
 fn lay_out(
     (batch, skips): (&PackedBatch, &[usize]),
-    (first_position, format): (FirstPosition, Format),
+    (shape, first_position, format): (Shape, FirstPosition, Format),
 ) -> (Vec<u32>, Layout) {
     let number = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
-    let mut numbers: Vec<u32> = Vec::with_capacity(most_numbers(batch.n_tokens(), batch.n_rows(), format));
+    let Shape { tokens, tiles } = shape;
+    let mut numbers: Vec<u32> = Vec::with_capacity(3 * (tokens + tiles) + 2 * batch.n_rows() + 1);
+    // Of a token beyond the batch all three are 0, which every table has.
     numbers.extend_from_slice(batch.ids());
-    let positions = numbers.len();
+    numbers.resize(tokens, 0);
     numbers.extend(position::rows(first_position, batch));
-    let places = numbers.len();
+    numbers.resize(2 * tokens, 0);
     numbers.extend(batch.sequences().flat_map(|row| (0..).take(row.len())));
+    numbers.resize(3 * tokens, 0);
+    let beyond = (batch.n_tokens(), tokens);
+    for (start, end) in batch.offsets().windows(2).map(|span| (span[0], span[1])).chain([beyond]) {
+        let queries = (0..end - start).step_by(format.tile_queries());
+        numbers.extend(queries.flat_map(|query| [start, end - start, query].map(number)));
+    }
+    while numbers.len() < 3 * (tokens + tiles) {
+        numbers.extend(EMPTY_TILE);
+    }
     let offsets = numbers.len();
     numbers.extend(batch.offsets().iter().copied().map(number));
     let first_skip = numbers.len();
     numbers.extend(skips.iter().copied().map(number));
-    let tiles = numbers.len();
-    let queries = format.tile_queries();
-    for span in batch.offsets().windows(2) {
-        let length = span[1] - span[0];
-        numbers.extend((0..length).step_by(queries).flat_map(|query| [span[0], length, query].map(number)));
-    }
-    let n_tiles = (numbers.len() - tiles) / 3;
-    (numbers, Layout { positions, places, offsets, skips: first_skip, tiles, n_tiles })
+    (numbers, Layout { shape, offsets, skips: first_skip })
 }
+
+/// A tile without tokens: it looks at the row before its first one before it finds nothing to do, so there has to be one.
+const EMPTY_TILE: [u32; 3] = [1, 0, 0];

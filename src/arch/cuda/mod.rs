@@ -3,10 +3,13 @@
 //!
 //! Of a batch one block of numbers goes up and one matrix of pooled rows comes back; nothing else waits for the device. Two
 //! batches may be on their way (`berth`): the kernels of the second follow those of the first at once. Buffers grow to the
-//! largest batch seen and stay.
+//! largest batch seen and stay. Small batches take less time than the launches of their kernels, which are therefore recorded
+//! (`shape`).
 
 mod berth;
 mod load;
+mod scratch;
+mod shape;
 
 use candle_core::{Device as CandleDevice, Tensor};
 
@@ -16,12 +19,14 @@ use crate::arch::packed::PackedBatch;
 use crate::arch::spec::{EncoderSpec, FirstPosition, NormPlace};
 use crate::arch::{ArchError, Encoder, EncoderError, Submitted, attention, feed_forward, never_begun, norm, position};
 use crate::kernel::cpu::reduce::reduce;
-use crate::kernel::cuda::launch::{DeviceAttention, DeviceNorm, Pass, Places, Stream, Tables, Weight};
+use crate::kernel::cuda::launch::{DeviceAttention, DeviceNorm, Pass, Stream, Tables, Weight};
 use crate::kernel::cuda::{Buffer, CudaError, Device, Format};
 use crate::kernel::{Reduce, check_inside};
 use crate::weights::Weights;
 use berth::{Berth, Layout, State, most_numbers};
 use load::{Rotations, Turned, check, tables, upload};
+use scratch::Scratch;
+use shape::{Recordings, Shape, rounded};
 
 /// Device memory that is left free for what the driver and cuBLASLt load later, kernels above all.
 const HEADROOM_BYTES: usize = 64 << 20;
@@ -42,6 +47,8 @@ pub struct CudaEncoder {
     bias: Option<(Buffer, usize)>,
     positions: Option<usize>,
     scratch: Option<Scratch>,
+    /// Of batches in the first berth, where those are that come alone.
+    recordings: Recordings,
     berths: [Berth; 2],
     weight_bytes: u64,
 }
@@ -56,21 +63,6 @@ struct Layer {
     down: Weight,
     window: Option<usize>,
     rotary: Option<Rotations>,
-}
-
-/// Room for the activations of so many tokens.
-#[derive(Debug)]
-struct Scratch {
-    tokens: usize,
-    residual: Buffer,
-    /// What a block reads, and what it gives.
-    hidden: Buffer,
-    block: Buffer,
-    qkv: Buffer,
-    context: Buffer,
-    up: Buffer,
-    /// Of a gated network, the product.
-    gated: Option<Buffer>,
 }
 
 impl From<CudaError> for EncoderError {
@@ -151,6 +143,7 @@ impl CudaEncoder {
             bias: bias.transpose()?,
             positions: rotated.then_some(spec.max_tokens),
             scratch: None,
+            recordings: Recordings::default(),
             berths: [Berth::new(device)?, Berth::new(device)?],
             weight_bytes: free_before.saturating_sub(device.memory()?.0) as u64,
         })
@@ -177,25 +170,50 @@ impl CudaEncoder {
     /// Room for a batch, and its numbers on their way into a berth.
     fn send(&mut self, index: usize, batch: &PackedBatch, skips: &[usize]) -> Result<Layout, EncoderError> {
         self.check_batch(batch)?;
-        let tokens = batch.n_tokens();
-        if self.scratch.as_ref().is_none_or(|scratch| scratch.tokens < tokens) {
+        let exact = Shape::of(batch, self.format);
+        // Rounded also where nothing is recorded yet: a row must not meet other products because of that.
+        let shape = if self.device.records() { exact.rounded(self.format) } else { exact };
+        if self.scratch.as_ref().is_none_or(|scratch| scratch.tokens < shape.tokens) {
+            self.recordings.forget();
             // The old one first: both may be more than the device holds.
             self.scratch = None;
-            self.scratch = Some(Scratch::new(&self.device, &self.spec, self.format, tokens.next_power_of_two())?);
+            let tokens = shape.tokens.next_power_of_two();
+            self.scratch = Some(Scratch::new(&self.device, &self.spec, self.format, tokens)?);
         }
-        let numbering = (self.first_position, self.format);
+        let numbering = (shape, self.first_position, self.format);
         Ok(self.berths[index].send(&self.device, (batch, skips), numbering)?)
     }
 
-    /// Asks for the last hidden states of the batch with these numbers; they end up in the residual stream.
-    fn encode<'a>(&'a self, tokens: usize, places: Places<'a>) -> Result<(&'a Scratch, Pass<'a>), CudaError> {
-        let Self { device, format, spec, tables, layers, last_norm, bias, scratch, .. } = self;
-        let Some(scratch) = scratch.as_ref() else { return Err(CudaError::OutOfMemory) };
+    /// Asks for the last hidden states of the batch in a berth; they end up in the residual stream.
+    fn ask(&mut self, index: usize, layout: Layout) -> Result<(), CudaError> {
+        if index > 0 || !layout.shape.is_small() || !self.device.records() {
+            return self.encode(self.pass(&self.device, index, layout));
+        }
+        // Taken out for as long, since the launches need everything else.
+        let mut recordings = std::mem::take(&mut self.recordings);
+        let place = (layout.shape, self.berths[index].address());
+        let asked = recordings.ask(&self.device, place, |device| self.encode(self.pass(device, index, layout)));
+        self.recordings = recordings;
+        asked
+    }
+
+    /// The batch in a berth, as the kernels see it.
+    fn pass<'a>(&'a self, device: &'a Device, index: usize, layout: Layout) -> Pass<'a> {
+        Pass { device, format: self.format, tokens: layout.shape.tokens, places: self.berths[index].places(layout) }
+    }
+
+    fn scratch(&self) -> Result<&Scratch, CudaError> {
+        self.scratch.as_ref().ok_or(CudaError::OutOfMemory)
+    }
+
+    /// All launches, one by one.
+    fn encode(&self, pass: Pass<'_>) -> Result<(), CudaError> {
+        let Self { spec, tables, layers, last_norm, bias, .. } = self;
+        let scratch = self.scratch()?;
         let stream = match spec.norm_place {
             NormPlace::After => Stream::Normalised,
             NormPlace::Before { .. } => Stream::Sum,
         };
-        let pass = Pass { device, format: *format, tokens, places };
         pass.embed(tables, &scratch.residual, &scratch.hidden)?;
         let residual = (&scratch.residual, spec.hidden_size);
         let n_layers = layers.len();
@@ -234,11 +252,12 @@ impl CudaEncoder {
                 if last { (last_norm.as_ref(), Stream::Normalised) } else { (after_feed_forward, stream) };
             pass.add_norm(residual, Some(&scratch.block), (norm, stream), &scratch.hidden)?;
         }
-        Ok((scratch, pass))
+        Ok(())
     }
 
     /// Everything that a batch of so many tokens and rows needs; further ways of pooling, which few models have, come later.
     fn take_room(&mut self, tokens: usize, rows: usize) -> Result<(), CudaError> {
+        let tokens = if self.device.records() { rounded(tokens) } else { tokens };
         self.scratch = Some(Scratch::new(&self.device, &self.spec, self.format, tokens)?);
         let n_numbers = most_numbers(tokens, rows, self.format);
         for berth in &mut self.berths {
@@ -267,8 +286,8 @@ impl Encoder for CudaEncoder {
         let (tokens, width) = (batch.n_tokens(), self.spec.hidden_size);
         let index = self.berth()?;
         let layout = self.send(index, batch, &[])?;
-        let (scratch, _) = self.encode(tokens, self.berths[index].places(layout))?;
-        let hidden = self.device.read(&scratch.residual, tokens * width)?;
+        self.ask(index, layout)?;
+        let hidden = self.device.read(&self.scratch()?.residual, tokens * width)?;
         self.berths[index].state = State::Free;
         Ok(Tensor::from_vec(hidden, (tokens, width), &CandleDevice::Cpu)?)
     }
@@ -279,8 +298,8 @@ impl Encoder for CudaEncoder {
     }
 
     fn submit(&mut self, batch: &PackedBatch, ways: &[Reduce], skips: &[usize]) -> Result<Submitted, EncoderError> {
-        let (tokens, rows, width) = (batch.n_tokens(), batch.n_rows(), self.spec.hidden_size);
-        if tokens == 0 {
+        let (rows, width) = (batch.n_rows(), self.spec.hidden_size);
+        if batch.n_tokens() == 0 {
             // No kernel runs on nothing.
             let pooled = ways.iter().map(|way| reduce(*way, &[], width, (batch.offsets(), skips)));
             return Ok(Submitted::Done(pooled.flatten().collect()));
@@ -289,10 +308,11 @@ impl Encoder for CudaEncoder {
         let layout = self.send(index, batch, skips)?;
         let stride = width * ways.len();
         self.device.grow(&mut self.berths[index].pooled, rows * stride * size_of::<f32>())?;
-        let berth = &self.berths[index];
-        let (scratch, pass) = self.encode(tokens, berth.places(layout))?;
+        self.ask(index, layout)?;
+        let (scratch, pass) = (self.scratch()?, self.pass(&self.device, index, layout));
         for (column, way) in ways.iter().enumerate() {
-            pass.pool((&scratch.residual, width), rows, *way, (&berth.pooled, column * width, stride))?;
+            let out = (&self.berths[index].pooled, column * width, stride);
+            pass.pool((&scratch.residual, width), rows, *way, out)?;
         }
         self.berths[index].fetch(rows * stride)?;
         Ok(Submitted::UnderWay(index))
@@ -318,6 +338,7 @@ impl Encoder for CudaEncoder {
     }
 
     fn reserve(&mut self, tokens: usize, rows: usize) -> Result<(), EncoderError> {
+        self.recordings.forget();
         self.scratch = None;
         let reserved = self.take_room(tokens, rows);
         if reserved.is_err() {
@@ -335,37 +356,5 @@ impl Encoder for CudaEncoder {
             Format::F16 => 2e-3,
             Format::Bf16 => 1e-2,
         }
-    }
-}
-
-impl Scratch {
-    fn new(device: &Device, spec: &EncoderSpec, format: Format, tokens: usize) -> Result<Self, CudaError> {
-        let values = |width: usize| device.allocate(tokens * width * format.bytes());
-        let (hidden, inner, middle) = (spec.hidden_size, spec.inner_size(), spec.intermediate_size);
-        let gated = spec.feed_forward.gated;
-        Ok(Self {
-            tokens,
-            residual: device.allocate(tokens * hidden * size_of::<f32>())?,
-            hidden: values(hidden)?,
-            block: values(hidden)?,
-            qkv: values(3 * inner)?,
-            context: values(inner)?,
-            up: values(if gated { 2 * middle } else { middle })?,
-            gated: gated.then(|| values(middle)).transpose()?,
-        })
-    }
-
-    /// `hidden` through the network, into `block`.
-    fn feed_forward(&self, pass: Pass<'_>, spec: &EncoderSpec, layer: &Layer) -> Result<(), CudaError> {
-        let (activation, width) = (spec.feed_forward.activation, spec.intermediate_size);
-        pass.multiply(&self.hidden, &layer.up, &self.up)?;
-        let middle = if let Some(gated) = &self.gated {
-            pass.gate((&self.up, width), activation, gated)?;
-            gated
-        } else {
-            pass.activate(&self.up, width, activation)?;
-            &self.up
-        };
-        pass.multiply(middle, &layer.down, &self.block)
     }
 }

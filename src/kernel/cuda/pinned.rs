@@ -6,7 +6,7 @@ use std::fmt;
 
 use cudarc::driver::{CudaEvent, PinnedHostSlice};
 
-use super::{Buffer, CudaError, Device, Inner};
+use super::{Buffer, CudaError, Device};
 
 /// Locked host memory of one device for copies in one direction, which grows to the most that was ever needed.
 pub struct Pinned {
@@ -67,7 +67,7 @@ impl Pinned {
         if self.len() < bytes {
             self.settle()?;
             self.memory = None;
-            let context = &self.device.0.context;
+            let context = &self.device.inner.context;
             let bytes = bytes.next_power_of_two();
             // SAFETY: bytes of the operating system's have some value, and all that are read were written before.
             let bytes = unsafe { context.alloc_pinned_with_flags(bytes, 0) }?;
@@ -87,7 +87,7 @@ impl Pinned {
         self.grow(bytes.len())?;
         self.settle()?;
         let Self { memory: Some(memory), flight, device } = self else { return Ok(()) };
-        let Inner { stream, up, .. } = &*device.0;
+        let (stream, up) = (&device.stream, &device.inner.up);
         let here = &mut memory.bytes.as_mut_slice()?[..bytes.len()];
         here.copy_from_slice(bytes);
         *flight = Flight::Asked;
@@ -111,7 +111,7 @@ impl Pinned {
         self.grow(n_bytes)?;
         self.settle()?;
         let Self { memory: Some(memory), flight, device } = self else { return Ok(()) };
-        let Inner { stream, down, .. } = &*device.0;
+        let (stream, down) = (&device.stream, &device.inner.down);
         memory.ready.record(stream)?;
         down.wait(&memory.ready)?;
         let here = &mut memory.bytes.as_mut_slice()?[..n_bytes];

@@ -15,7 +15,7 @@ const WAYS: [Reduce; 2] = [Reduce::Mean, Reduce::First];
 const POSITIONS: usize = 64;
 
 /// The encoder of a tiny model, with heads of 32 values, which the matrix units have.
-fn encoder(device: &Device, precision: Precision) -> Box<dyn Encoder> {
+pub(super) fn encoder(device: &Device, precision: Precision) -> Box<dyn Encoder> {
     let folder = TinyModel { hidden: 128, ..TinyModel::default() }.write();
     let text = std::fs::read_to_string(folder.path().join("config.json")).unwrap();
     let (config, threads) = (serde_json::from_str(&text).unwrap(), Threads::new(1).unwrap());
@@ -24,28 +24,28 @@ fn encoder(device: &Device, precision: Precision) -> Box<dyn Encoder> {
     arch::load(&config, &files, &Target::Cuda(device.clone()), compute, threads.pool()).unwrap().encoder
 }
 
-/// Batches of all shapes, each of a few rows.
-fn batches(n: usize) -> Vec<PackedBatch> {
+/// Batches of all shapes, of up to so many rows.
+pub(super) fn batches(n: usize, most_rows: usize) -> Vec<PackedBatch> {
     let mut random = Random::new(23);
     let row = |random: &mut Random| -> Vec<u32> {
         (0..=random.below(30)).map(|_| u32::try_from(5 + random.below(20)).unwrap()).collect()
     };
     let batch = |random: &mut Random| -> PackedBatch {
-        let rows: Vec<Vec<u32>> = (0..=random.below(4)).map(|_| row(random)).collect();
+        let rows: Vec<Vec<u32>> = (0..=random.below(most_rows)).map(|_| row(random)).collect();
         PackedBatch::new(rows.iter().map(Vec::as_slice))
     };
     (0..n).map(|_| batch(&mut random)).collect()
 }
 
-fn submit(encoder: &mut dyn Encoder, batch: &PackedBatch) -> Result<Submitted, EncoderError> {
+pub(super) fn submit(encoder: &mut dyn Encoder, batch: &PackedBatch) -> Result<Submitted, EncoderError> {
     encoder.submit(batch, &WAYS, &vec![0; batch.n_rows()])
 }
 
-fn bits(vectors: &[f32]) -> Vec<u32> {
+pub(super) fn bits(vectors: &[f32]) -> Vec<u32> {
     vectors.iter().map(|x| x.to_bits()).collect()
 }
 
-fn alone(encoder: &mut dyn Encoder, batch: &PackedBatch) -> Vec<u32> {
+pub(super) fn alone(encoder: &mut dyn Encoder, batch: &PackedBatch) -> Vec<u32> {
     bits(&encoder.pooled(batch, &WAYS, &vec![0; batch.n_rows()]).unwrap())
 }
 
@@ -57,7 +57,7 @@ async fn batches_behind_each_other_have_the_bits_of_each_alone() {
         return;
     };
     for precision in [Precision::F32, Precision::F16, Precision::Bf16] {
-        let batches = batches(20);
+        let batches = batches(20, 4);
         let mut reference = encoder(&device, precision);
         let expected: Vec<Vec<u32>> = batches.iter().map(|batch| alone(&mut *reference, batch)).collect();
         for reserved in [false, true] {
@@ -88,7 +88,7 @@ async fn a_batch_that_cannot_be_begun_leaves_the_one_before_alone() {
         return;
     };
     let mut encoder = encoder(&device, Precision::F16);
-    let batches = batches(3);
+    let batches = batches(3, 4);
     let expected: Vec<Vec<u32>> = batches.iter().map(|batch| alone(&mut *encoder, batch)).collect();
     // More activations than any device has room for.
     let too_many = device.memory().unwrap().1 / (128 * size_of::<f32>()) + 1;
