@@ -304,6 +304,9 @@ pub struct BatchArgs {
     /// Instruction set of the CPU kernels [default: the best this processor has]
     #[arg(long, env = "EMBEDSERVE_KERNEL_ISA", value_enum)]
     pub kernel_isa: Option<IsaArg>,
+    /// Launch the kernels of small batches on a GPU one by one, not as recorded CUDA graphs
+    #[arg(long, env = "EMBEDSERVE_NO_CUDA_GRAPHS", value_parser = FalseyValueParser::new(), action = ArgAction::SetTrue)]
+    pub no_cuda_graphs: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -7,7 +7,8 @@
 //!
 //! Turns are taken in the order in which they were asked for. A device thread asks for one at a time, so this is
 //! round-robin over the models that have work: a flooded model goes to the back of the line after each of its batches,
-//! and any other waits for one batch of each at most. A GPU has turns of its own.
+//! and any other waits for one batch of each at most. A GPU has turns of its own; there a turn may hold a second batch, begun
+//! while nobody else waited, and goes on for as long as nobody does.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -103,6 +104,12 @@ impl Turns {
         }
         self.computing.store(true, Ordering::Relaxed);
         Turn(self)
+    }
+
+    /// Whether anybody waits for the turn that is held now.
+    pub fn is_wanted(&self) -> bool {
+        let tickets = self.tickets.lock().unwrap_or_else(PoisonError::into_inner);
+        tickets.now_serving + 1 < tickets.next
     }
 }
 

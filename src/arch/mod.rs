@@ -56,6 +56,31 @@ pub trait Encoder: Send {
         Ok(Pool::side_by_side(&hidden, batch.offsets(), ways, skips)?)
     }
 
+    /// Begins what [`Self::pooled`] does; [`Self::collect`] has to be given what this returns. An encoder that computes on the
+    /// thread that calls it has the result at once.
+    ///
+    /// # Errors
+    /// As [`Self::forward`]; what else is under way is not touched by it.
+    fn submit(&mut self, batch: &PackedBatch, ways: &[Reduce], skips: &[usize]) -> Result<Submitted, EncoderError> {
+        Ok(Submitted::Done(self.pooled(batch, ways, skips)?))
+    }
+
+    /// The result of a pass, once it is there. Passes are computed in the order in which they were begun.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    fn collect(&mut self, submitted: Submitted) -> Result<Vec<f32>, EncoderError> {
+        match submitted {
+            Submitted::Done(pooled) => Ok(pooled),
+            Submitted::UnderWay(_) => Err(never_begun()),
+        }
+    }
+
+    /// Whether a second pass may be begun before the first one is collected, and is then computed behind it.
+    fn overlaps(&self) -> bool {
+        false
+    }
+
     /// Takes all the memory that batches of so many tokens and rows need, so that none of them runs out of it later. On the
     /// CPU that is left to the batches.
     ///
@@ -69,6 +94,16 @@ pub trait Encoder: Send {
     fn company_bound(&self) -> f32 {
         0.0
     }
+}
+
+/// A forward pass that was begun.
+#[derive(Debug)]
+#[must_use = "it takes the place of another pass until it is collected"]
+pub enum Submitted {
+    /// And is done.
+    Done(Vec<f32>),
+    /// By a number that the encoder knows it by.
+    UnderWay(usize),
 }
 
 /// Why a forward pass failed.
@@ -244,6 +279,11 @@ fn build(
             Ok((Box::new(encoder), bytes))
         }
     }
+}
+
+/// The answer to whoever collects what is not there: a fault of this program.
+fn never_begun() -> EncoderError {
+    EncoderError::Compute(candle_core::Error::Msg("no such pass is under way".to_owned()))
 }
 
 /// `auto_map` asks for Python code from the repository, which we never run. Where it names the very classes that a

@@ -4,8 +4,10 @@
 //! could not be computed in time is refused as well, as the measured pace of the device predicts it: a queue that takes
 //! more than that would keep everybody waiting and then answer nobody.
 //! [`Queue::next_batch`] is the device thread's side: it sleeps while nothing waits, as long as it is told to, and starts a
-//! batch the moment something does. There is no artificial delay; rows that arrive while a batch computes form the next.
+//! batch the moment something does. There is no artificial delay; rows that arrive while a batch computes form the next. A
+//! device that computes beside its thread has a second one at hand while there is enough for it ([`Queue::next_ahead`]).
 
+mod ahead;
 mod job;
 mod pace;
 pub mod plan;
@@ -92,6 +94,8 @@ struct State {
 struct Side {
     /// The batch that is not done.
     running: Option<Running>,
+    /// The one that was begun behind it.
+    ahead: Option<Running>,
     /// Tokens of one batch, where the device turned out to hold fewer than the limits say.
     ceiling: Option<usize>,
 }
@@ -213,29 +217,21 @@ impl Queue {
         Ok(tickets)
     }
 
-    /// Takes the next batch; waits for work until then.
+    /// Takes the next batch, all others of this device being done; waits for work until then.
     pub fn next_batch(&self, until: Instant) -> Next {
         let mut state = self.shared.lock();
-        state.devices[self.device].running = None;
+        let side = &mut state.devices[self.device];
+        (side.running, side.ahead) = (None, None);
         loop {
             self.shared.forget_abandoned(&mut state);
             let budget = self.shared.limits.batch;
             let tokens = state.devices[self.device].tokens(budget.tokens);
             let enough = state.enough();
-            let plan = state.backlog.plan_enough(Budget { tokens, ..budget }, enough);
-            self.shared.cancelled(plan.unwanted);
-            self.shared.report(&state);
-            if !plan.batch.is_empty() {
-                let n_tokens = plan.batch.iter().map(|job| job.ids().len()).sum();
-                let full = !state.backlog.is_empty();
-                state.devices[self.device].running = Some(Running { n_tokens, full });
+            let batch = self.plan(&mut state, Budget { tokens, ..budget }, enough);
+            if !batch.is_empty() {
                 drop(state);
-                if full {
-                    // Another device may have nothing to do; one ring of the request woke one of them.
-                    self.shared.arrived.notify_one();
-                }
-                plan.batch.iter().for_each(Job::start);
-                return Next::Batch(plan.batch);
+                batch.iter().for_each(Job::start);
+                return Next::Batch(batch);
             }
             if state.closed {
                 return Next::Closed;
@@ -248,10 +244,30 @@ impl Queue {
         }
     }
 
+    /// Plans a batch for this device, behind the one that it has.
+    fn plan(&self, state: &mut State, budget: Budget, enough: usize) -> Vec<Job> {
+        let plan = state.backlog.plan_enough(budget, enough);
+        self.shared.cancelled(plan.unwanted);
+        self.shared.report(state);
+        if !plan.batch.is_empty() {
+            let n_tokens = plan.batch.iter().map(|job| job.ids().len()).sum();
+            let full = !state.backlog.is_empty();
+            let side = &mut state.devices[self.device];
+            let place = if side.running.is_none() { &mut side.running } else { &mut side.ahead };
+            *place = Some(Running { n_tokens, full });
+            if full {
+                // Another device may have nothing to do; one ring of the request woke one of them.
+                self.shared.arrived.notify_one();
+            }
+        }
+        plan.batch
+    }
+
     /// Notes a finished batch: what waits is predicted from it.
     pub fn batch_done(&self, n_tokens: usize, took: Duration) {
         let mut state = self.shared.lock();
         let full = state.devices[self.device].running.is_some_and(|running| running.full);
+        state.devices[self.device].move_on();
         state.pace.observe(n_tokens, took, full);
     }
 
@@ -282,7 +298,8 @@ impl Queue {
     pub fn abort(&self) {
         let mut state = self.shared.lock();
         state.closed = true;
-        state.devices[self.device].running = None;
+        let side = &mut state.devices[self.device];
+        (side.running, side.ahead) = (None, None);
         let jobs = state.backlog.drain();
         self.shared.report(&state);
         drop(state);
@@ -371,7 +388,8 @@ impl State {
     }
 
     fn running_tokens(&self) -> usize {
-        self.devices.iter().filter_map(|side| side.running).map(|running| running.n_tokens).sum()
+        let batches = self.devices.iter().flat_map(|side| [side.running, side.ahead]);
+        batches.flatten().map(|running| running.n_tokens).sum()
     }
 }
 

@@ -26,17 +26,26 @@ impl Place {
     }
 }
 
+/// How the kernels of small batches are launched on a GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Launches {
+    /// As one, once they have been recorded.
+    Recorded,
+    OneByOne,
+}
+
 /// Opens what was asked for. `auto` alone may choose; a GPU that was named and cannot be used is an error.
 ///
 /// # Errors
 /// A name that is none, or a device that this build or this machine does not have.
-pub fn place(device: &str) -> Result<Place, ConfigError> {
+pub fn place(device: &str, launches: Launches) -> Result<Place, ConfigError> {
     let invalid = |reason: String| ConfigError::Invalid { flag: "--device", value: device.to_owned(), reason };
     match device {
         "cpu" => Ok(Place::one(Target::Cpu, "--device cpu".to_owned())),
-        "auto" => Ok(automatic()),
+        "auto" => Ok(automatic(launches)),
         _ => {
             let ordinals = ordinals(device).map_err(|reason| invalid(reason.to_owned()))?;
+            let open = |ordinal| open(ordinal, launches);
             let targets = ordinals.into_iter().map(open).collect::<Result<_, String>>().map_err(invalid)?;
             Ok(Place { targets, why: format!("--device {device}") })
         }
@@ -65,29 +74,32 @@ fn ordinal(device: &str) -> Option<usize> {
 }
 
 #[cfg(feature = "cuda")]
-fn open(ordinal: usize) -> Result<Target, String> {
-    crate::kernel::cuda::Device::open(ordinal).map(Target::Cuda).map_err(|error| error.to_string())
+fn open(ordinal: usize, launches: Launches) -> Result<Target, String> {
+    let device = crate::kernel::cuda::Device::open(ordinal).map_err(|error| error.to_string())?;
+    Ok(Target::Cuda(match launches {
+        Launches::Recorded => device,
+        Launches::OneByOne => device.without_recordings(),
+    }))
 }
 
 #[cfg(not(feature = "cuda"))]
-fn open(_ordinal: usize) -> Result<Target, String> {
+fn open(_ordinal: usize, _launches: Launches) -> Result<Target, String> {
     Err("this build computes on the CPU only; use cpu or auto, or build with --features cuda".to_owned())
 }
 
 #[cfg(feature = "cuda")]
-fn automatic() -> Place {
-    use crate::kernel::cuda::{Device, count};
-    if count() == 0 {
+fn automatic(launches: Launches) -> Place {
+    if crate::kernel::cuda::count() == 0 {
         return Place::one(Target::Cpu, "auto: no NVIDIA GPU was found".to_owned());
     }
-    match Device::open(0) {
-        Ok(device) => Place::one(Target::Cuda(device), "auto: the first GPU".to_owned()),
+    match open(0, launches) {
+        Ok(target) => Place::one(target, "auto: the first GPU".to_owned()),
         Err(error) => Place::one(Target::Cpu, format!("auto: the GPU cannot be used: {error}")),
     }
 }
 
 #[cfg(not(feature = "cuda"))]
-fn automatic() -> Place {
+fn automatic(_launches: Launches) -> Place {
     Place::one(Target::Cpu, "auto: this build computes on the CPU only".to_owned())
 }
 
@@ -110,16 +122,16 @@ mod tests {
             ["gpu", "cuda:", "cuda:-1", "cuda0", "cuda:0,", "cuda:0,cpu", "auto,cuda", "CUDA", "", "cuda:1,cuda:1"]
         {
             assert!(ordinals(names).is_err(), "{names}");
-            assert!(place(names).unwrap_err().to_string().contains("--device"), "{names}");
+            assert!(place(names, Launches::Recorded).unwrap_err().to_string().contains("--device"), "{names}");
         }
-        assert!(place("cuda,cuda:0").unwrap_err().to_string().contains("named twice"));
-        assert!(place("cpu").unwrap().is_cpu());
+        assert!(place("cuda,cuda:0", Launches::Recorded).unwrap_err().to_string().contains("named twice"));
+        assert!(place("cpu", Launches::OneByOne).unwrap().is_cpu());
     }
 
     // Nothing falls back by itself. No machine has so many.
     #[test]
     fn a_device_that_is_not_there_is_an_error() {
-        let error = place("cuda:4095").unwrap_err().to_string();
+        let error = place("cuda:4095", Launches::Recorded).unwrap_err().to_string();
         assert!(error.contains("cuda:4095"), "{error}");
     }
 }

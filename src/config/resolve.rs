@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::catalog::id::Revision;
 use crate::catalog::{self, CatalogError, ModelSpec, Names, SourceSpec};
 use crate::cli::{IsaArg, PoolingArg, RequestArgs, ResidencyArgs, ServeArgs, ServerArgs, TokenArraysArg};
-use crate::config::device::place;
+use crate::config::device::{Launches, place};
 use crate::config::environment::{log, port};
 use crate::config::{
     ApiKey, BatchConfig, Config, ConfigError, DEFAULT_MODEL, DefaultPrompt, DeviceConfig, Environment, HttpConfig,
@@ -77,9 +77,13 @@ pub fn batch(args: &ServeArgs) -> Result<BatchConfig, ConfigError> {
         max_batch_rows: at_least_one("--max-batch-rows", args.batching.max_batch_rows.unwrap_or(usize::MAX))?,
         threads: threads(args.batching.threads.unwrap_or_else(threads::available))?,
         device: device(args)?,
-        place: place(&args.models.device)?,
+        place: place(&args.models.device, launches(args))?,
         isa: isa(args.batching.kernel_isa)?,
     })
+}
+
+fn launches(args: &ServeArgs) -> Launches {
+    if args.batching.no_cuda_graphs { Launches::OneByOne } else { Launches::Recorded }
 }
 
 fn device(args: &ServeArgs) -> Result<DeviceConfig, ConfigError> {

@@ -63,19 +63,21 @@ impl Isolation {
         Self { budget, quarantine: Quarantine::default() }
     }
 
-    /// `forward` computes any subset of the rows.
+    /// The failures of those rows that failed alone lately: they are not to be computed.
+    pub fn known(&mut self, rows: &[&[u32]]) -> Vec<Option<RowFailure>> {
+        self.quarantine.forget_old();
+        rows.iter().map(|row| self.quarantine.find(row)).collect()
+    }
+
+    /// `forward` computes any subset of the rows of which nothing is `known`; at first, all of them.
     pub fn run(
         &mut self,
-        rows: &[&[u32]],
-        shapes: &[RowShape],
+        (rows, shapes): (&[&[u32]], &[RowShape]),
+        known: Vec<Option<RowFailure>>,
         mut forward: impl FnMut(&[&[u32]], &[RowShape]) -> Result<Vectors, BatchError>,
     ) -> Isolated {
-        self.quarantine.forget_old();
-        let known: Vec<Option<RowFailure>> = rows.iter().map(|row| self.quarantine.find(row)).collect();
         let quarantined = known.iter().flatten().count();
-        let healthy = |index: &usize| known.get(*index).is_none_or(Option::is_none);
-        let (healthy_rows, healthy_shapes): (Vec<&[u32]>, Vec<RowShape>) =
-            (0..rows.len()).filter(healthy).map(|index| (rows[index], shapes[index])).unzip();
+        let (healthy_rows, healthy_shapes) = healthy((rows, shapes), &known);
         let mut search = Search { isolation: self, forward: &mut forward, results: Vec::new(), refused: false };
         if !healthy_rows.is_empty() {
             search.bisect(&healthy_rows, &healthy_shapes);
@@ -89,6 +91,15 @@ impl Isolation {
         });
         Isolated { rows: rows.collect(), refused, quarantined }
     }
+}
+
+/// The rows of which nothing is known.
+pub fn healthy<'a>(
+    (rows, shapes): (&[&'a [u32]], &[RowShape]),
+    known: &[Option<RowFailure>],
+) -> (Vec<&'a [u32]>, Vec<RowShape>) {
+    let is_healthy = |index: &usize| known.get(*index).is_none_or(Option::is_none);
+    (0..rows.len()).filter(is_healthy).map(|index| (rows[index], shapes[index])).unzip()
 }
 
 /// One batch being taken apart.

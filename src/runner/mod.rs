@@ -5,12 +5,17 @@
 //! proves that it works: whenever no forward pass has succeeded for a while, it computes its [`canary`], so a thread
 //! that is called ready has given a right vector a moment ago.
 //!
+//! Where the device computes beside its thread, a GPU, the thread begins the next batch before it waits for the present one,
+//! if a whole one waits: the device goes from one to the other at once, and the thread answers the first while it computes
+//! the second.
+//!
 //! A model is what its worst device is: one that fails takes the model with it, and is named. Going on with the others
 //! would hide that a part of the machine is gone.
 
 pub mod canary;
 pub mod isolate;
 mod pulse;
+mod shift;
 pub mod thread;
 pub mod warmup;
 

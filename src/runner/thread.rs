@@ -1,5 +1,9 @@
 //! The loop of the device thread: take a batch, compute, answer; prove that it still works when there has been no
 //! success for a while. The only caller of [`Encoder::forward`].
+//!
+//! Where the encoder overlaps passes, one batch is begun behind the one that is computed. What that one does to itself, it
+//! does to itself alone: it has an outcome of its own, rows to blame are looked for in passes of their own, and its clock
+//! begins when the batch before it is done. Only the loss of the device is common to both.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,13 +12,14 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::arch::packed::PackedBatch;
-use crate::arch::{Encoder, EncoderError};
+use crate::arch::{Encoder, EncoderError, Submitted};
 use crate::batch::{Job, Next, Queue, RowFailure};
 use crate::observe::metrics::{BatchFailure, CanaryResult, Metrics, ModelMetrics, PanicThread, Split};
 use crate::pool::{FiniteRow, Head, NonFinite};
 use crate::request::RowShape;
-use crate::runner::isolate::{Isolated, Isolation};
+use crate::runner::isolate::{Isolated, Isolation, healthy};
 use crate::runner::pulse::{Pulse, Purpose};
+use crate::runner::shift::Shift;
 use crate::runner::{Breakage, Canary, Limits, RunnerInfo};
 use crate::threads::Turns;
 
@@ -51,20 +56,41 @@ impl Computation {
     /// # Errors
     /// The batch as a whole failed; which row is to blame is not known here.
     pub fn run(&mut self, rows: &[&[u32]], shapes: &[RowShape]) -> Result<Vectors, BatchError> {
-        let batch = PackedBatch::new(rows.iter().copied());
+        let submitted = self.submit(rows, shapes)?;
+        self.collect(submitted, shapes)
+    }
+
+    /// The first half of [`Self::run`]: begins the pass.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn submit(&mut self, rows: &[&[u32]], shapes: &[RowShape]) -> Result<Submitted, BatchError> {
         let Self { encoder, head, turns: _ } = self;
-        let forward = || -> Result<Vectors, EncoderError> {
+        guarded(|| {
+            let batch = PackedBatch::new(rows.iter().copied());
             let skips: Vec<usize> = shapes.iter().map(|shape| shape.skip).collect();
-            let pooled = encoder.pooled(&batch, &head.ways(), &skips)?;
-            Ok(head.finish(pooled, shapes)?)
-        };
-        match catch_unwind(AssertUnwindSafe(forward)) {
-            Ok(Ok(vectors)) => Ok(vectors),
-            Ok(Err(EncoderError::OutOfMemory)) => Err(BatchError::OutOfMemory),
-            Ok(Err(EncoderError::Lost { reason })) => Err(BatchError::Lost(reason)),
-            Ok(Err(error @ EncoderError::Compute(_))) => Err(BatchError::Failed(error)),
-            Err(panic) => Err(BatchError::Panicked(panic_text(panic.as_ref()))),
-        }
+            encoder.submit(&batch, &head.ways(), &skips)
+        })
+    }
+
+    /// The second half: waits for the pass, and does the head's work.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn collect(&mut self, submitted: Submitted, shapes: &[RowShape]) -> Result<Vectors, BatchError> {
+        let Self { encoder, head, turns: _ } = self;
+        guarded(|| Ok(head.finish(encoder.collect(submitted)?, shapes)?))
+    }
+}
+
+/// Catches panics, and sorts failures.
+fn guarded<T>(part: impl FnOnce() -> Result<T, EncoderError>) -> Result<T, BatchError> {
+    match catch_unwind(AssertUnwindSafe(part)) {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(EncoderError::OutOfMemory)) => Err(BatchError::OutOfMemory),
+        Ok(Err(EncoderError::Lost { reason })) => Err(BatchError::Lost(reason)),
+        Ok(Err(error @ EncoderError::Compute(_))) => Err(BatchError::Failed(error)),
+        Err(panic) => Err(BatchError::Panicked(panic_text(panic.as_ref()))),
     }
 
     /// As [`Self::run`], when its turn has come, and how long it took then. For models that do not serve yet: two passes at
@@ -135,6 +161,17 @@ impl Drop for End {
     }
 }
 
+/// A batch on its way.
+struct Batch {
+    jobs: Vec<Job>,
+    /// Its rows that are not computed, having failed lately.
+    known: Vec<Option<RowFailure>>,
+    /// Its first pass, where the encoder overlaps passes.
+    first: Option<Result<Submitted, BatchError>>,
+    /// When the device turned to it.
+    start: Instant,
+}
+
 /// A device thread at work.
 struct Serving {
     device: Device,
@@ -152,7 +189,7 @@ impl Serving {
                 self.check()?;
             }
             match self.device.queue.next_batch(self.pulse.canary_due()) {
-                Next::Batch(jobs) => self.compute(jobs)?,
+                Next::Batch(jobs) => self.serve(jobs)?,
                 Next::Idle => {}
                 Next::Closed => return Ok(()),
             }
@@ -184,34 +221,91 @@ impl Serving {
         result
     }
 
-    /// Computes one batch and answers its rows.
-    fn compute(&mut self, jobs: Vec<Job>) -> Result<(), Breakage> {
+    /// Computes one batch, and those that the device takes behind it.
+    fn serve(&mut self, jobs: Vec<Job>) -> Result<(), Breakage> {
+        let (pulse, turns) = (Arc::clone(&self.pulse), Arc::clone(&self.device.computation.turns));
+        let mut shift = Shift::new(&pulse, &turns);
+        let mut batch = self.begin(jobs, &mut shift);
+        loop {
+            let next = self.ahead(&batch);
+            let mut next = next.map(|jobs| self.begin(jobs, &mut shift));
+            self.finish(batch, next.as_mut(), &mut shift)?;
+            match next {
+                Some(next) => batch = next,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// What the device may take behind this batch. Nothing while another model waits for its turn there, or when the canary
+    /// is due.
+    fn ahead(&self, batch: &Batch) -> Option<Vec<Job>> {
+        let Device { computation, queue, .. } = &self.device;
+        let may = batch.is_under_way() && !computation.turns.is_wanted() && self.pulse.canary_due() > Instant::now();
+        if may { queue.next_ahead() } else { None }
+    }
+
+    /// Takes a batch up, and begins its first pass where that does not wait for others to end.
+    fn begin(&mut self, jobs: Vec<Job>, shift: &mut Shift<'_>) -> Batch {
+        let start = Instant::now();
+        let rows: Vec<&[u32]> = jobs.iter().map(Job::ids).collect();
+        let known = self.isolation.known(&rows);
+        let computation = &mut self.device.computation;
+        let mut first = None;
+        if computation.encoder.overlaps() {
+            let shapes: Vec<RowShape> = jobs.iter().map(Job::shape).collect();
+            let (rows, shapes) = healthy((&rows, &shapes), &known);
+            if !rows.is_empty() {
+                if !shift.is_held() {
+                    shift.begin(tokens(&rows));
+                }
+                first = Some(computation.submit(&rows, &shapes));
+            }
+        }
+        Batch { jobs, known, first, start }
+    }
+
+    /// Computes what is left of a batch, while the device goes on to the next one, and answers its rows.
+    fn finish(&mut self, batch: Batch, next: Option<&mut Batch>, shift: &mut Shift<'_>) -> Result<(), Breakage> {
         let Self { device, pulse, isolation, metrics, own } = self;
         let Device { model, device, computation, queue, limits, canary: _ } = device;
         let number = queue.device();
+        let Batch { jobs, known, mut first, start } = batch;
         let rows: Vec<&[u32]> = jobs.iter().map(Job::ids).collect();
         let shapes: Vec<RowShape> = jobs.iter().map(Job::shape).collect();
         let (n_rows, n_tokens) = (rows.len(), tokens(&rows));
-        let start = Instant::now();
-        let turns = Arc::clone(&computation.turns);
+        let next = next.filter(|next| next.is_under_way());
+        // The device comes to a pass that is begun now when it has computed that.
+        let ahead = next.as_ref().map_or(0, |next| next.n_tokens());
         let mut lost: Option<String> = None;
-        let Isolated { rows: results, refused, quarantined } = isolation.run(&rows, &shapes, |rows, shapes| {
-            if let Some(reason) = &lost {
-                return Err(BatchError::Lost(reason.clone()));
-            }
-            let work = pulse.begin();
-            let _turn = turns.take();
-            work.compute(tokens(rows), Purpose::Rows);
-            computation.run(rows, shapes).inspect_err(|error| {
-                report((model, device), error, rows.len(), (metrics, own, number));
-                match error {
-                    BatchError::Lost(reason) => lost = Some(reason.clone()),
-                    BatchError::OutOfMemory => queue.lower_batch_tokens((tokens(rows) / 2).max(limits.longest_row)),
-                    BatchError::Failed(_) | BatchError::Panicked(_) => {}
+        let Isolated { rows: results, refused, quarantined } =
+            isolation.run((&rows, &shapes), known, |rows, shapes| {
+                if let Some(reason) = &lost {
+                    return Err(BatchError::Lost(reason.clone()));
                 }
-            })
-        });
+                let result = if let Some(first) = first.take() {
+                    first.and_then(|submitted| computation.collect(submitted, shapes))
+                } else {
+                    shift.begin(tokens(rows) + ahead);
+                    computation.run(rows, shapes)
+                };
+                result.inspect_err(|error| {
+                    report((model, device), error, rows.len(), (metrics, own, number));
+                    match error {
+                        BatchError::Lost(reason) => lost = Some(reason.clone()),
+                        BatchError::OutOfMemory => queue.lower_batch_tokens((tokens(rows) / 2).max(limits.longest_row)),
+                        BatchError::Failed(_) | BatchError::Panicked(_) => {}
+                    }
+                })
+            });
         let took = start.elapsed();
+        if let Some(next) = next {
+            // Before, it waited for this one.
+            next.start = Instant::now();
+            shift.go_on(ahead);
+        } else {
+            shift.end();
+        }
         if lost.is_some() {
             // Before anybody is answered: whoever comes back finds the model dead.
             pulse.broke(Breakage::DeviceLost);
@@ -237,6 +331,17 @@ impl Serving {
             job.answer(result, took);
         }
         if lost.is_some() { Err(Breakage::DeviceLost) } else { Ok(()) }
+    }
+}
+
+impl Batch {
+    /// Whether the device has begun it.
+    const fn is_under_way(&self) -> bool {
+        matches!(self.first, Some(Ok(_)))
+    }
+
+    fn n_tokens(&self) -> usize {
+        self.jobs.iter().map(|job| job.ids().len()).sum()
     }
 }
 

@@ -93,3 +93,6 @@ void emulated_mma(
 // Runs `before` for every block, and `thread` for each of its threads.
 void launch(
     Dimensions grid, Dimensions block, const std::function<void()>& before, const std::function<void()>& thread);
+
+// Of the driver: puts work into a stream. Returns what a call of the driver would.
+int emulated_work(void* stream, std::function<void()> work);

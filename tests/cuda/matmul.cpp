@@ -49,12 +49,40 @@ std::vector<float> gathered(const void* values, const Layout& layout, bool colum
     return out;
 }
 
+struct Operand {
+    Layout layout;
+    const void* values;
+};
+
+struct Result {
+    Layout layout;
+    void* values;
+};
+
+// op(a)·op(b) and the bias, as long as the sum over `k`.
+void product(const Description& desc, const Operand& a, const Operand& b, const Result& d, size_t k) {
+    const Layout& of_d = d.layout;
+    const size_t m = of_d.rows, n = of_d.columns;
+    const auto left = gathered(a.values, a.layout, desc.transpose_a, m, k);
+    const auto right = gathered(b.values, b.layout, !desc.transpose_b, n, k);
+    for (size_t column = 0; column < n; ++column)
+        for (size_t row = 0; row < m; ++row) {
+            const float *x = &left[row * k], *y = &right[column * k];
+            float lanes[8] = {};
+            size_t i = 0;
+            for (; i + 8 <= k; i += 8)
+                for (size_t j = 0; j < 8; ++j) lanes[j] += x[i + j] * y[i + j];
+            float sum = 0;
+            for (float lane : lanes) sum += lane;
+            for (; i < k; ++i) sum += x[i] * y[i];
+            if (desc.epilogue == EPILOGUE_BIAS) sum += get(desc.bias, of_d.type, row);
+            put(d.values, of_d.type, column * size_t(of_d.leading) + row, sum);
+        }
+}
+
 }  // namespace
 
 extern "C" {
-
-// Of the driver: what a stream has put off comes first.
-Status cuStreamSynchronize(void* stream);
 
 Status cublasLtCreate(void** handle) { return *handle = new int(1), SUCCESS; }
 Status cublasLtDestroy(void* handle) { return delete static_cast<int*>(handle), SUCCESS; }
@@ -108,29 +136,16 @@ Status cublasLtMatmulAlgoGetHeuristic(
 Status cublasLtMatmul(
     void*, void* description, const float* alpha, const void* a, void* a_layout, const void* b, void* b_layout,
     const float* beta, const void*, void*, void* d, void* d_layout, const void*, void*, size_t, void* stream) {
-    if (const Status status = cuStreamSynchronize(stream)) return status == 700 ? EXECUTION_FAILED : NOT_SUPPORTED;
-    const auto& desc = *static_cast<Description*>(description);
-    const auto &of_a = *static_cast<Layout*>(a_layout), &of_b = *static_cast<Layout*>(b_layout);
-    const auto& of_d = *static_cast<Layout*>(d_layout);
+    // As they are now: whoever asks may change them for the next product before this one is computed.
+    const auto desc = *static_cast<Description*>(description);
+    const auto of_a = *static_cast<Layout*>(a_layout), of_b = *static_cast<Layout*>(b_layout);
+    const auto of_d = *static_cast<Layout*>(d_layout);
     const size_t m = of_d.rows, n = of_d.columns, k = desc.transpose_a ? of_a.rows : of_a.columns;
     const bool fits = (desc.transpose_a ? of_a.columns : of_a.rows) == m
         && (desc.transpose_b ? of_b.columns : of_b.rows) == k && (desc.transpose_b ? of_b.rows : of_b.columns) == n;
     if (!fits || *alpha != 1.0f || *beta != 0.0f) return NOT_SUPPORTED;
-    const auto left = gathered(a, of_a, desc.transpose_a, m, k), right = gathered(b, of_b, !desc.transpose_b, n, k);
-    for (size_t column = 0; column < n; ++column)
-        for (size_t row = 0; row < m; ++row) {
-            const float *x = &left[row * k], *y = &right[column * k];
-            float lanes[8] = {};
-            size_t i = 0;
-            for (; i + 8 <= k; i += 8)
-                for (size_t j = 0; j < 8; ++j) lanes[j] += x[i + j] * y[i + j];
-            float sum = 0;
-            for (float lane : lanes) sum += lane;
-            for (; i < k; ++i) sum += x[i] * y[i];
-            if (desc.epilogue == EPILOGUE_BIAS) sum += get(desc.bias, of_d.type, row);
-            put(d, of_d.type, column * size_t(of_d.leading) + row, sum);
-        }
-    return SUCCESS;
+    const Status status = emulated_work(stream, [=] { product(desc, {of_a, a}, {of_b, b}, {of_d, d}, k); });
+    return status == 0 ? SUCCESS : status == 700 ? EXECUTION_FAILED : NOT_SUPPORTED;
 }
 
 }  // extern "C"

@@ -40,6 +40,7 @@ mod models;
 mod modules;
 #[cfg(feature = "nightly")]
 mod nightly;
+mod overlap;
 mod overload;
 mod parity;
 mod prompts;

@@ -179,7 +179,7 @@ fn only_the_device_thread_calls_the_encoder() {
         sources().into_iter().filter(|source| !["runner/thread.rs", "load/verify.rs"].contains(&source.path.as_str()));
     check(
         "forward passes elsewhere",
-        elsewhere.map(|source| source.lines_with(&["encoder.forward(", "encoder.pooled("])),
+        elsewhere.map(|source| source.lines_with(&["encoder.forward(", "encoder.pooled(", "encoder.submit("])),
     );
 }
 
@@ -236,7 +236,7 @@ fn unsafe_code_lives_in_kernels_and_weights_only() {
     let words = ["unsafe {", "unsafe fn", "unsafe impl"];
     let all = sources();
     let (gpu, cpu): (Vec<&Source>, Vec<&Source>) = all.iter().partition(on_gpu);
-    for (sources, most) in [(cpu, 220), (gpu, 24)] {
+    for (sources, most) in [(cpu, 220), (gpu, 26)] {
         let blocks: usize = sources.iter().map(|s| s.lines_with(&words).lines().count()).sum();
         assert!(blocks > 0 && blocks < most, "{blocks} unsafe blocks: is each still needed?");
     }

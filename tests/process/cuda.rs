@@ -102,8 +102,8 @@ fn batches_are_as_large_as_the_memory_of_the_device_allows() {
     let folder = model().write();
     let memory = |mib: u64| (mib << 20).to_string();
     let flags = ["--device", "cuda", "--max-batch-tokens", "16384", "--metrics-public"];
-    // The workspace of matrix products, what is left free, and some room for batches: about 5 KiB for each token.
-    for (mib, expected) in [(256, 16_384), (32 + 64 + 24, 4096), (32 + 64 + 3, 256)] {
+    // The workspace of matrix products, what is left free, and some room for batches: about 6 KiB for each token.
+    for (mib, expected) in [(256, 16_384), (32 + 64 + 26, 4096), (32 + 64 + 3, 256)] {
         let bytes = memory(mib);
         let server = Server::spawn(on_devices(folder.path(), &flags, &[("EMULATOR_MEMORY", bytes.as_str())]));
         server.wait_until_ready();
@@ -124,4 +124,30 @@ fn batches_are_as_large_as_the_memory_of_the_device_allows() {
     let finished = run(&mut on_devices(folder.path(), &flags, &[("EMULATOR_MEMORY", bytes.as_str())]));
     assert_eq!(finished.code, Some(1), "{}", finished.stderr);
     assert!(finished.stderr.contains("no memory for one text of 64 tokens"), "{}", finished.stderr);
+}
+
+// What cannot be recorded is launched, and what is switched off is not tried.
+#[test]
+fn short_texts_are_the_same_however_their_kernels_are_launched() {
+    if !emulated("cuda::short_texts_are_the_same_however_their_kernels_are_launched") {
+        return;
+    }
+    let folder = model().write();
+    let table: [(&[&str], &str, usize); 3] = [(&[], "1", 0), (&["--no-cuda-graphs"], "1", 0), (&[], "0", 1)];
+    let mut answers: Vec<Vec<Value>> = Vec::new();
+    for (flags, graphs, lines) in table {
+        let flags = [&["--device", "cuda", "--dtype", "f16"], flags].concat();
+        let emulator = [("EMULATOR_GRAPHS", graphs)];
+        let server = Server::spawn(on_devices(folder.path(), &flags, &emulator));
+        server.wait_until_ready();
+        let mut vectors = Vec::new();
+        for text in ["the quick fox", "hello", "the quick fox", "the quick fox", "jumps over", "hello"] {
+            let (status, answer) = server.embed(&serde_json::json!({"model": "tiny", "input": text}).to_string());
+            assert_eq!(status, 200, "{answer}");
+            vectors.push(json(&answer)["data"][0]["embedding"].clone());
+        }
+        assert_eq!(server.log().matches("recording them failed").count(), lines, "{}", server.log());
+        answers.push(vectors);
+    }
+    assert!(answers.iter().all(|vectors| *vectors == answers[0]), "{answers:?}");
 }

@@ -1,10 +1,15 @@
 //! The same skeleton on a GPU: the operations of [`kernel::cuda`](crate::kernel::cuda) in the order of
 //! [`encoder`](crate::arch::encoder), over whole batches instead of tiles.
 //!
-//! Of a batch one block of numbers goes up and one matrix of pooled rows comes back; nothing else waits for the device.
-//! Buffers grow to the largest batch seen and stay.
+//! Of a batch one block of numbers goes up and one matrix of pooled rows comes back; nothing else waits for the device. Two
+//! batches may be on their way (`berth`): the kernels of the second follow those of the first at once. Buffers grow to the
+//! largest batch seen and stay. Small batches take less time than the launches of their kernels, which are therefore recorded
+//! (`shape`).
 
+mod berth;
 mod load;
+mod scratch;
+mod shape;
 
 use candle_core::{Device as CandleDevice, Tensor};
 
@@ -12,13 +17,16 @@ use crate::arch::attention::StoredLinear;
 use crate::arch::embeddings::Embeddings;
 use crate::arch::packed::PackedBatch;
 use crate::arch::spec::{EncoderSpec, FirstPosition, NormPlace};
-use crate::arch::{ArchError, Encoder, EncoderError, attention, feed_forward, norm, position};
+use crate::arch::{ArchError, Encoder, EncoderError, Submitted, attention, feed_forward, never_begun, norm, position};
 use crate::kernel::cpu::reduce::reduce;
-use crate::kernel::cuda::launch::{DeviceAttention, DeviceNorm, Pass, Places, Stream, Tables, Weight};
-use crate::kernel::cuda::{Buffer, CudaError, Device, Format, Pinned};
+use crate::kernel::cuda::launch::{DeviceAttention, DeviceNorm, Pass, Stream, Tables, Weight};
+use crate::kernel::cuda::{Buffer, CudaError, Device, Format};
 use crate::kernel::{Reduce, check_inside};
 use crate::weights::Weights;
+use berth::{Berth, Layout, State, most_numbers};
 use load::{Rotations, Turned, check, tables, upload};
+use scratch::Scratch;
+use shape::{Recordings, Shape, rounded};
 
 /// Device memory that is left free for what the driver and cuBLASLt load later, kernels above all.
 const HEADROOM_BYTES: usize = 64 << 20;
@@ -39,23 +47,10 @@ pub struct CudaEncoder {
     bias: Option<(Buffer, usize)>,
     positions: Option<usize>,
     scratch: Option<Scratch>,
-    /// What goes up and what comes back, on the device and on its way.
-    numbers: Buffer,
-    pooled: Option<Buffer>,
-    sent: Pinned,
-    received: Pinned,
+    /// Of batches in the first berth, where those are that come alone.
+    recordings: Recordings,
+    berths: [Berth; 2],
     weight_bytes: u64,
-}
-
-/// Where the numbers of a batch begin in their buffer.
-#[derive(Debug, Clone, Copy)]
-struct Layout {
-    positions: usize,
-    places: usize,
-    offsets: usize,
-    skips: usize,
-    tiles: usize,
-    n_tiles: usize,
 }
 
 #[derive(Debug)]
@@ -68,21 +63,6 @@ struct Layer {
     down: Weight,
     window: Option<usize>,
     rotary: Option<Rotations>,
-}
-
-/// Room for the activations of so many tokens.
-#[derive(Debug)]
-struct Scratch {
-    tokens: usize,
-    residual: Buffer,
-    /// What a block reads, and what it gives.
-    hidden: Buffer,
-    block: Buffer,
-    qkv: Buffer,
-    context: Buffer,
-    up: Buffer,
-    /// Of a gated network, the product.
-    gated: Option<Buffer>,
 }
 
 impl From<CudaError> for EncoderError {
@@ -163,10 +143,8 @@ impl CudaEncoder {
             bias: bias.transpose()?,
             positions: rotated.then_some(spec.max_tokens),
             scratch: None,
-            numbers: device.allocate(0)?,
-            pooled: None,
-            sent: device.pinned(),
-            received: device.pinned(),
+            recordings: Recordings::default(),
+            berths: [Berth::new(device)?, Berth::new(device)?],
             weight_bytes: free_before.saturating_sub(device.memory()?.0) as u64,
         })
     }
@@ -176,23 +154,66 @@ impl CudaEncoder {
         self.weight_bytes
     }
 
-    /// The last hidden states of a batch, on the device.
-    fn run(&mut self, batch: &PackedBatch, skips: &[usize]) -> Result<(&Scratch, Pass<'_>), EncoderError> {
-        let tokens = batch.n_tokens();
+    /// A berth that no batch is in. One whose batch failed half-way is empty once the device has done what was asked for.
+    fn berth(&mut self) -> Result<usize, CudaError> {
+        let find = |state: State| self.berths.iter().position(|berth| berth.state == state);
+        if let Some(index) = find(State::Free) {
+            return Ok(index);
+        }
+        let index = find(State::Unsettled);
+        let index = index.ok_or_else(|| CudaError::Other("two batches are under way already".to_owned()))?;
+        self.device.settle()?;
+        self.berths[index].state = State::Free;
+        Ok(index)
+    }
+
+    /// Room for a batch, and its numbers on their way into a berth.
+    fn send(&mut self, index: usize, batch: &PackedBatch, skips: &[usize]) -> Result<Layout, EncoderError> {
         self.check_batch(batch)?;
-        let layout = self.lay_out(batch, skips)?;
-        if self.scratch.as_ref().is_none_or(|scratch| scratch.tokens < tokens) {
+        let exact = Shape::of(batch, self.format);
+        // Rounded also where nothing is recorded yet: a row must not meet other products because of that.
+        let shape = if self.device.records() { exact.rounded(self.format) } else { exact };
+        if self.scratch.as_ref().is_none_or(|scratch| scratch.tokens < shape.tokens) {
+            self.recordings.forget();
             // The old one first: both may be more than the device holds.
             self.scratch = None;
-            self.scratch = Some(Scratch::new(&self.device, &self.spec, self.format, tokens.next_power_of_two())?);
+            let tokens = shape.tokens.next_power_of_two();
+            self.scratch = Some(Scratch::new(&self.device, &self.spec, self.format, tokens)?);
         }
-        let Self { device, format, spec, tables, layers, last_norm, bias, scratch, numbers, .. } = self;
-        let Some(scratch) = scratch.as_ref() else { return Err(CudaError::OutOfMemory.into()) };
+        let numbering = (shape, self.first_position, self.format);
+        Ok(self.berths[index].send(&self.device, (batch, skips), numbering)?)
+    }
+
+    /// Asks for the last hidden states of the batch in a berth; they end up in the residual stream.
+    fn ask(&mut self, index: usize, layout: Layout) -> Result<(), CudaError> {
+        if index > 0 || !layout.shape.is_small() || !self.device.records() {
+            return self.encode(self.pass(&self.device, index, layout));
+        }
+        // Taken out for as long, since the launches need everything else.
+        let mut recordings = std::mem::take(&mut self.recordings);
+        let place = (layout.shape, self.berths[index].address());
+        let asked = recordings.ask(&self.device, place, |device| self.encode(self.pass(device, index, layout)));
+        self.recordings = recordings;
+        asked
+    }
+
+    /// The batch in a berth, as the kernels see it.
+    fn pass<'a>(&'a self, device: &'a Device, index: usize, layout: Layout) -> Pass<'a> {
+        Pass { device, format: self.format, tokens: layout.shape.tokens, places: self.berths[index].places(layout) }
+    }
+
+    fn scratch(&self) -> Result<&Scratch, CudaError> {
+        self.scratch.as_ref().ok_or(CudaError::OutOfMemory)
+    }
+
+    /// All launches, one by one.
+    fn encode(&self, pass: Pass<'_>) -> Result<(), CudaError> {
+        let Self { spec, tables, layers, last_norm, bias, .. } = self;
+        let scratch = self.scratch()?;
         let stream = match spec.norm_place {
             NormPlace::After => Stream::Normalised,
             NormPlace::Before { .. } => Stream::Sum,
         };
-        let pass = Pass { device, format: *format, tokens, places: layout.within(numbers) };
         pass.embed(tables, &scratch.residual, &scratch.hidden)?;
         let residual = (&scratch.residual, spec.hidden_size);
         let n_layers = layers.len();
@@ -231,21 +252,17 @@ impl CudaEncoder {
                 if last { (last_norm.as_ref(), Stream::Normalised) } else { (after_feed_forward, stream) };
             pass.add_norm(residual, Some(&scratch.block), (norm, stream), &scratch.hidden)?;
         }
-        Ok((scratch, pass))
+        Ok(())
     }
 
     /// Everything that a batch of so many tokens and rows needs; further ways of pooling, which few models have, come later.
     fn take_room(&mut self, tokens: usize, rows: usize) -> Result<(), CudaError> {
+        let tokens = if self.device.records() { rounded(tokens) } else { tokens };
         self.scratch = Some(Scratch::new(&self.device, &self.spec, self.format, tokens)?);
-        // Ids, positions and places; offsets and skips; three numbers for each tile, of which every row may have a short one.
-        let n_tiles = rows + tokens / self.format.tile_queries();
-        let numbers = 3 * tokens + 2 * rows + 1 + 3 * n_tiles;
-        self.device.grow(&mut self.numbers, numbers * size_of::<u32>())?;
-        self.sent.grow(numbers * size_of::<u32>())?;
-        self.received.grow(rows * self.spec.hidden_size * size_of::<f32>())?;
-        let mut pooled = self.device.allocate(0)?;
-        self.device.grow(&mut pooled, rows * self.spec.hidden_size * size_of::<f32>())?;
-        self.pooled = Some(pooled);
+        let n_numbers = most_numbers(tokens, rows, self.format);
+        for berth in &mut self.berths {
+            berth.grow(&self.device, n_numbers, rows * self.spec.hidden_size)?;
+        }
         // What the libraries load when they first need it must not be what fails.
         if self.device.memory()?.0 < HEADROOM_BYTES { Err(CudaError::OutOfMemory) } else { Ok(()) }
     }
@@ -262,59 +279,58 @@ impl CudaEncoder {
         }
         Ok(())
     }
-
-    /// All numbers of a batch that kernels read, in one upload.
-    fn lay_out(&mut self, batch: &PackedBatch, skips: &[usize]) -> Result<Layout, CudaError> {
-        let number = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
-        let mut numbers: Vec<u32> = batch.ids().to_vec();
-        let positions = numbers.len();
-        numbers.extend(position::rows(self.first_position, batch));
-        let places = numbers.len();
-        numbers.extend(batch.sequences().flat_map(|row| (0..).take(row.len())));
-        let offsets = numbers.len();
-        numbers.extend(batch.offsets().iter().copied().map(number));
-        let first_skip = numbers.len();
-        numbers.extend(skips.iter().copied().map(number));
-        let tiles = numbers.len();
-        let queries = self.format.tile_queries();
-        for span in batch.offsets().windows(2) {
-            let length = span[1] - span[0];
-            numbers.extend((0..length).step_by(queries).flat_map(|query| [span[0], length, query].map(number)));
-        }
-        let n_tiles = (numbers.len() - tiles) / 3;
-        self.device.grow(&mut self.numbers, size_of_val(numbers.as_slice()))?;
-        self.sent.send(&numbers, &mut self.numbers)?;
-        Ok(Layout { positions, places, offsets, skips: first_skip, tiles, n_tiles })
-    }
 }
 
 impl Encoder for CudaEncoder {
     fn forward(&mut self, batch: &PackedBatch) -> Result<Tensor, EncoderError> {
         let (tokens, width) = (batch.n_tokens(), self.spec.hidden_size);
-        let device = self.device.clone();
-        let (scratch, _) = self.run(batch, &[])?;
-        let hidden = device.read(&scratch.residual, tokens * width)?;
+        let index = self.berth()?;
+        let layout = self.send(index, batch, &[])?;
+        self.ask(index, layout)?;
+        let hidden = self.device.read(&self.scratch()?.residual, tokens * width)?;
+        self.berths[index].state = State::Free;
         Ok(Tensor::from_vec(hidden, (tokens, width), &CandleDevice::Cpu)?)
     }
 
     fn pooled(&mut self, batch: &PackedBatch, ways: &[Reduce], skips: &[usize]) -> Result<Vec<f32>, EncoderError> {
-        let (rows, width, device) = (batch.n_rows(), self.spec.hidden_size, self.device.clone());
+        let submitted = self.submit(batch, ways, skips)?;
+        self.collect(submitted)
+    }
+
+    fn submit(&mut self, batch: &PackedBatch, ways: &[Reduce], skips: &[usize]) -> Result<Submitted, EncoderError> {
+        let (rows, width) = (batch.n_rows(), self.spec.hidden_size);
         if batch.n_tokens() == 0 {
             // No kernel runs on nothing.
             let pooled = ways.iter().map(|way| reduce(*way, &[], width, (batch.offsets(), skips)));
-            return Ok(pooled.flatten().collect());
+            return Ok(Submitted::Done(pooled.flatten().collect()));
         }
+        let index = self.berth()?;
+        let layout = self.send(index, batch, skips)?;
         let stride = width * ways.len();
-        // Taken out for as long, since the pass holds everything else.
-        let mut pooled = self.pooled.take().map_or_else(|| device.allocate(0), Ok)?;
-        device.grow(&mut pooled, rows * stride * size_of::<f32>())?;
-        let (scratch, pass) = self.run(batch, skips)?;
-        for (index, way) in ways.iter().enumerate() {
-            pass.pool((&scratch.residual, width), rows, *way, (&pooled, index * width, stride))?;
+        self.device.grow(&mut self.berths[index].pooled, rows * stride * size_of::<f32>())?;
+        self.ask(index, layout)?;
+        let (scratch, pass) = (self.scratch()?, self.pass(&self.device, index, layout));
+        for (column, way) in ways.iter().enumerate() {
+            let out = (&self.berths[index].pooled, column * width, stride);
+            pass.pool((&scratch.residual, width), rows, *way, out)?;
         }
-        let vectors = self.received.receive(&pooled, rows * stride)?;
-        self.pooled = Some(pooled);
-        Ok(vectors)
+        self.berths[index].fetch(rows * stride)?;
+        Ok(Submitted::UnderWay(index))
+    }
+
+    fn collect(&mut self, submitted: Submitted) -> Result<Vec<f32>, EncoderError> {
+        let index = match submitted {
+            Submitted::Done(vectors) => return Ok(vectors),
+            Submitted::UnderWay(index) => index,
+        };
+        match self.berths.get_mut(index).map(|berth| (berth.state, berth)) {
+            Some((State::UnderWay { values }, berth)) => Ok(berth.arrived(values)?),
+            Some((State::Free | State::Unsettled, _)) | None => Err(never_begun()),
+        }
+    }
+
+    fn overlaps(&self) -> bool {
+        true
     }
 
     fn hidden_size(&self) -> usize {
@@ -322,10 +338,12 @@ impl Encoder for CudaEncoder {
     }
 
     fn reserve(&mut self, tokens: usize, rows: usize) -> Result<(), EncoderError> {
-        (self.scratch, self.pooled) = (None, None);
+        self.recordings.forget();
+        self.scratch = None;
         let reserved = self.take_room(tokens, rows);
         if reserved.is_err() {
-            (self.scratch, self.pooled, self.numbers) = (None, None, self.device.allocate(0)?);
+            self.scratch = None;
+            self.berths = [Berth::new(&self.device)?, Berth::new(&self.device)?];
         }
         Ok(reserved?)
     }
@@ -338,44 +356,5 @@ impl Encoder for CudaEncoder {
             Format::F16 => 2e-3,
             Format::Bf16 => 1e-2,
         }
-    }
-}
-
-impl Layout {
-    const fn within(self, buffer: &Buffer) -> Places<'_> {
-        let Self { positions, places, offsets, skips, tiles, n_tiles } = self;
-        Places { buffer, ids: 0, positions, places, offsets, skips, tiles, n_tiles }
-    }
-}
-
-impl Scratch {
-    fn new(device: &Device, spec: &EncoderSpec, format: Format, tokens: usize) -> Result<Self, CudaError> {
-        let values = |width: usize| device.allocate(tokens * width * format.bytes());
-        let (hidden, inner, middle) = (spec.hidden_size, spec.inner_size(), spec.intermediate_size);
-        let gated = spec.feed_forward.gated;
-        Ok(Self {
-            tokens,
-            residual: device.allocate(tokens * hidden * size_of::<f32>())?,
-            hidden: values(hidden)?,
-            block: values(hidden)?,
-            qkv: values(3 * inner)?,
-            context: values(inner)?,
-            up: values(if gated { 2 * middle } else { middle })?,
-            gated: gated.then(|| values(middle)).transpose()?,
-        })
-    }
-
-    /// `hidden` through the network, into `block`.
-    fn feed_forward(&self, pass: Pass<'_>, spec: &EncoderSpec, layer: &Layer) -> Result<(), CudaError> {
-        let (activation, width) = (spec.feed_forward.activation, spec.intermediate_size);
-        pass.multiply(&self.hidden, &layer.up, &self.up)?;
-        let middle = if let Some(gated) = &self.gated {
-            pass.gate((&self.up, width), activation, gated)?;
-            gated
-        } else {
-            pass.activate(&self.up, width, activation)?;
-            &self.up
-        };
-        pass.multiply(middle, &layer.down, &self.block)
     }
 }

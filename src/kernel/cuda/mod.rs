@@ -3,8 +3,9 @@
 //! Nothing is linked. The driver and cuBLASLt are opened when a GPU is asked for, so one executable runs with and without
 //! them. The kernels travel as PTX for compute capability 8.0, which the driver translates; `device/compile.py` makes it.
 //!
-//! One stream per [`Device`], and one thread that gives it work: everything happens in the order in which it was asked for.
-//! What is asked for is not checked on the device: whoever calls [`Device::launch`] answers for pointers and sizes.
+//! A [`Device`] has one stream for kernels: they run in the order in which they were asked for. Batches go up and vectors come
+//! down in two streams beside it ([`Pinned`]), which events order. What is asked for is not checked on the device: whoever
+//! calls [`Device::launch`] answers for pointers and sizes. Launches can be recorded and asked for as one ([`Recording`]).
 
 #![expect(unsafe_code, reason = "foreign functions: the driver, cuBLASLt and kernels take bare pointers")]
 
@@ -13,9 +14,11 @@ mod format;
 pub mod launch;
 mod matmul;
 mod pinned;
+mod record;
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::sys::{self, CUresult};
@@ -29,6 +32,7 @@ use matmul::Matmul;
 
 pub use format::Format;
 pub use pinned::Pinned;
+pub use record::Recording;
 
 /// The kernels, as the driver reads them.
 const PTX: &str = include_str!("kernels.ptx");
@@ -62,11 +66,22 @@ pub enum CudaError {
 
 /// One GPU, opened. Clones share it.
 #[derive(Clone)]
-pub struct Device(Arc<Inner>);
+pub struct Device {
+    inner: Arc<Inner>,
+    /// Of the kernels, and of everything that is loaded.
+    stream: Arc<CudaStream>,
+    /// Small batches are.
+    records: bool,
+}
 
 struct Inner {
     context: Arc<CudaContext>,
-    stream: Arc<CudaStream>,
+    /// Of what batches bring, and of what they leave with.
+    up: Arc<CudaStream>,
+    down: Arc<CudaStream>,
+    /// Does nothing but record.
+    recorder: Mutex<Arc<CudaStream>>,
+    played: AtomicU64,
     kernels: HashMap<&'static str, CudaFunction>,
     matmul: Mutex<Matmul>,
     name: String,
@@ -177,19 +192,22 @@ impl Device {
         if (major, minor) < LEAST_CAPABILITY {
             return Err(CudaError::TooOld { ordinal, name, major, minor });
         }
-        // SAFETY: events order the streams of a context; all work on this one's memory goes through one stream.
+        // SAFETY: events of each buffer would order the streams; here `Pinned`, the only one that uses another stream than
+        // the kernels', orders what it does, and says what its callers have to wait for.
         unsafe { context.disable_event_tracking() };
-        let stream = context.new_stream()?;
+        let (stream, up, down) = (context.new_stream()?, context.new_stream()?, context.new_stream()?);
+        let (recorder, played) = (Mutex::new(context.new_stream()?), AtomicU64::new(0));
         let module = context.load_module(Ptx::from_src(PTX))?;
         let load = |name: &'static str| Ok((name, module.load_function(name)?));
         let kernels = launch::KERNELS.into_iter().map(load).collect::<Result<_, DriverError>>()?;
         let matmul = Mutex::new(Matmul::new(&stream)?);
-        Ok(Self(Arc::new(Inner { context, stream, kernels, matmul, name })))
+        let inner = Arc::new(Inner { context, up, down, recorder, played, kernels, matmul, name });
+        Ok(Self { inner, stream, records: true })
     }
 
     /// The device's name, for logs.
     pub fn label(&self) -> String {
-        format!("cuda:{} ({})", self.0.context.ordinal(), self.0.name)
+        format!("cuda:{} ({})", self.inner.context.ordinal(), self.inner.name)
     }
 
     /// Free memory and all memory, in bytes, once everything that was asked for is done: what a stream gives back is free
@@ -198,8 +216,19 @@ impl Device {
     /// # Errors
     /// The device failed.
     pub fn memory(&self) -> Result<(usize, usize), CudaError> {
-        self.0.stream.synchronize()?;
-        Ok(self.0.context.mem_get_info()?)
+        self.settle()?;
+        Ok(self.inner.context.mem_get_info()?)
+    }
+
+    /// Waits until everything that was asked for is done.
+    ///
+    /// # Errors
+    /// The device failed, now or before.
+    pub fn settle(&self) -> Result<(), CudaError> {
+        for stream in [&self.inner.up, &self.stream, &self.inner.down] {
+            stream.synchronize()?;
+        }
+        Ok(())
     }
 
     /// Memory whose contents are not defined.
@@ -208,8 +237,8 @@ impl Device {
     /// Out of memory.
     pub fn allocate(&self, bytes: usize) -> Result<Buffer, CudaError> {
         // SAFETY: bytes need no initial value, and nothing is read that was not written.
-        let memory = unsafe { self.0.stream.alloc::<u8>(bytes.max(1)) }?;
-        Ok(Buffer::of(memory, &self.0.stream))
+        let memory = unsafe { self.stream.alloc::<u8>(bytes.max(1)) }?;
+        Ok(Buffer::of(memory, &self.stream))
     }
 
     /// A copy of `values` on the device.
@@ -222,8 +251,8 @@ impl Device {
         Ok(buffer)
     }
 
-    /// A buffer of at least so many bytes, whose contents are lost if it has to be another one. Never smaller than it was:
-    /// batches of all sizes come and go.
+    /// A buffer of at least so many bytes, whose contents are lost if it has to be another one: no copy from or to it may
+    /// then be under way. Never smaller than it was: batches of all sizes come and go.
     ///
     /// # Errors
     /// Out of memory; the buffer is then empty.
@@ -231,6 +260,8 @@ impl Device {
         if buffer.len() < bytes {
             *buffer = self.allocate(0)?;
             *buffer = self.allocate(bytes.next_power_of_two())?;
+            // Memory is there when the stream that it was asked for in has come to it, and not before.
+            self.inner.up.join(&self.stream)?;
         }
         Ok(())
     }
@@ -243,7 +274,7 @@ impl Device {
     /// # Panics
     /// There is not enough room.
     pub fn write<T: bytemuck::Pod>(&self, values: &[T], buffer: &mut Buffer) -> Result<(), CudaError> {
-        self.0.stream.memcpy_htod(bytemuck::cast_slice::<T, u8>(values), &mut buffer.memory)?;
+        self.stream.memcpy_htod(bytemuck::cast_slice::<T, u8>(values), &mut buffer.memory)?;
         Ok(())
     }
 
@@ -257,8 +288,8 @@ impl Device {
     pub fn read(&self, buffer: &Buffer, len: usize) -> Result<Vec<f32>, CudaError> {
         let mut values = vec![0.0_f32; len];
         let view = buffer.memory.slice(..len * size_of::<f32>());
-        self.0.stream.memcpy_dtoh(&view, bytemuck::cast_slice_mut::<f32, u8>(&mut values))?;
-        self.0.stream.synchronize()?;
+        self.stream.memcpy_dtoh(&view, bytemuck::cast_slice_mut::<f32, u8>(&mut values))?;
+        self.stream.synchronize()?;
         Ok(values)
     }
 
@@ -267,8 +298,8 @@ impl Device {
     /// # Errors
     /// The device failed, maybe in something that was asked for before.
     fn launch(&self, kernel: &'static str, grid: Grid, arguments: &[Argument]) -> Result<(), CudaError> {
-        let function = self.0.kernels.get(kernel).ok_or_else(|| CudaError::Other(format!("no kernel {kernel}")))?;
-        let mut builder = self.0.stream.launch_builder(function);
+        let function = self.inner.kernels.get(kernel).ok_or_else(|| CudaError::Other(format!("no kernel {kernel}")))?;
+        let mut builder = self.stream.launch_builder(function);
         for argument in arguments {
             match argument {
                 Argument::Pointer(value) | Argument::Long(value) => builder.arg(value),
@@ -295,8 +326,8 @@ impl Device {
         weight: &launch::Weight,
         out: &Buffer,
     ) -> Result<(), CudaError> {
-        let mut matmul = self.0.matmul.lock().unwrap_or_else(PoisonError::into_inner);
-        matmul.run(&self.0.stream, (format, tokens), weight, (x.pointer, out.pointer))
+        let mut matmul = self.inner.matmul.lock().unwrap_or_else(PoisonError::into_inner);
+        matmul.run(&self.stream, (format, tokens), weight, (x.pointer, out.pointer))
     }
 }
 
@@ -315,5 +346,10 @@ impl Buffer {
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Where it lies, to tell whether it is still the same.
+    pub const fn address(&self) -> u64 {
+        self.pointer
     }
 }

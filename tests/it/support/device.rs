@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use embedserve::arch::Encoder;
 use embedserve::batch::plan::Budget;
 use embedserve::batch::{Client, Queue, QueueLimits, RowFailure, SubmitError, Tickets};
 use embedserve::observe::metrics::Metrics;
@@ -56,10 +57,27 @@ impl TestDevice {
 
     /// In turns that it takes with others.
     pub fn start_on(limits: QueueLimits, bounds: Limits, turns: Arc<Turns>) -> Self {
-        let (evil, metrics) = (Evil::default(), Metrics::new(&[MODEL.to_owned()]));
+        let evil = Evil::default();
+        let encoder = evil.encoder();
+        Self::start_around((evil, encoder), (limits, bounds), turns)
+    }
+
+    /// With an encoder that overlaps passes.
+    pub fn start_overlapping(limits: QueueLimits, bounds: Limits, turns: Arc<Turns>) -> Self {
+        let evil = Evil::default();
+        let encoder = evil.overlapping();
+        Self::start_around((evil, encoder), (limits, bounds), turns)
+    }
+
+    fn start_around(
+        (evil, encoder): (Evil, Box<dyn Encoder>),
+        (limits, bounds): (QueueLimits, Limits),
+        turns: Arc<Turns>,
+    ) -> Self {
+        let metrics = Metrics::new(&[MODEL.to_owned()]);
         let queue = Queue::new(limits, metrics.model(MODEL));
         let head = Head { pooling: vec![PoolingMode::Mean], steps: Vec::new() };
-        let mut computation = Computation { encoder: evil.encoder(), head, turns };
+        let mut computation = Computation { encoder, head, turns };
         let canary = warmup::self_test(&mut computation, &[1, 2], native()).unwrap();
         evil.forget();
         let (model, device) = (MODEL.to_owned(), "cpu".to_owned());

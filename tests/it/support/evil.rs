@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use candle_core::{Device, Tensor};
 use embedserve::arch::packed::PackedBatch;
-use embedserve::arch::{Encoder, EncoderError};
+use embedserve::arch::{Encoder, EncoderError, Submitted};
+use embedserve::kernel::Reduce;
 
 /// Token ids with a meaning. All others are embedded as `[id, id + 1, ..]` scaled by position.
 pub const ERROR: u32 = 7;
@@ -37,6 +38,15 @@ struct State {
     release: Condvar,
     /// What is wrong with every pass from now on.
     fault: Mutex<Fault>,
+    /// Of an encoder that overlaps passes, what was asked of it.
+    steps: Mutex<Vec<Step>>,
+}
+
+/// Half of a pass, by the first id of its first row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    Submit(u32),
+    Collect(u32),
 }
 
 /// What can be wrong with the device itself.
@@ -70,9 +80,36 @@ impl Drop for Bomb {
 
 pub struct EvilEncoder(Evil);
 
+/// The same on a device that computes beside its thread: a pass is computed when it is collected. What does not fit is told
+/// at once, all other failures then.
+pub struct OverlappingEncoder {
+    inner: EvilEncoder,
+    under_way: Vec<Option<UnderWay>>,
+}
+
+/// What a pass was begun with.
+struct UnderWay {
+    batch: PackedBatch,
+    ways: Vec<Reduce>,
+    skips: Vec<usize>,
+}
+
 impl Evil {
     pub fn encoder(&self) -> Box<dyn Encoder> {
         Box::new(EvilEncoder(self.clone()))
+    }
+
+    pub fn overlapping(&self) -> Box<dyn Encoder> {
+        Box::new(OverlappingEncoder { inner: EvilEncoder(self.clone()), under_way: Vec::new() })
+    }
+
+    /// What an overlapping encoder was asked so far.
+    pub fn steps(&self) -> Vec<Step> {
+        self.0.steps.lock().unwrap().clone()
+    }
+
+    fn step(&self, step: Step) {
+        self.0.steps.lock().unwrap().push(step);
     }
 
     /// The rows of every forward pass so far.
@@ -83,6 +120,7 @@ impl Evil {
     /// Forgets the passes so far.
     pub fn forget(&self) {
         self.0.batches.lock().unwrap().clear();
+        self.0.steps.lock().unwrap().clear();
     }
 
     /// From now on this is wrong with the device.
@@ -152,6 +190,38 @@ impl Encoder for EvilEncoder {
         let value = |(id, column): (u32, usize)| if id == NAN { f32::NAN } else { state(id, column) + drift };
         let states = batch.ids().iter().flat_map(|&id| (0..HIDDEN).map(move |column| value((id, column)))).collect();
         Ok(Tensor::from_vec::<_, f32>(states, (batch.n_tokens(), HIDDEN), &Device::Cpu)?)
+    }
+
+    fn hidden_size(&self) -> usize {
+        HIDDEN
+    }
+}
+
+impl Encoder for OverlappingEncoder {
+    fn forward(&mut self, batch: &PackedBatch) -> Result<Tensor, EncoderError> {
+        self.inner.forward(batch)
+    }
+
+    fn submit(&mut self, batch: &PackedBatch, ways: &[Reduce], skips: &[usize]) -> Result<Submitted, EncoderError> {
+        self.inner.0.step(Step::Submit(batch.ids()[0]));
+        if batch.ids().contains(&TOO_BIG) {
+            return Err(EncoderError::OutOfMemory);
+        }
+        assert!(self.under_way.iter().flatten().count() < 2, "more passes than may be under way");
+        let (batch, ways, skips) = (batch.clone(), ways.to_vec(), skips.to_vec());
+        self.under_way.push(Some(UnderWay { batch, ways, skips }));
+        Ok(Submitted::UnderWay(self.under_way.len() - 1))
+    }
+
+    fn collect(&mut self, submitted: Submitted) -> Result<Vec<f32>, EncoderError> {
+        let Submitted::UnderWay(number) = submitted else { panic!("{submitted:?} was never given") };
+        let UnderWay { batch, ways, skips } = self.under_way[number].take().expect("a pass is collected once");
+        self.inner.0.step(Step::Collect(batch.ids()[0]));
+        self.inner.pooled(&batch, &ways, &skips)
+    }
+
+    fn overlaps(&self) -> bool {
+        true
     }
 
     fn hidden_size(&self) -> usize {

@@ -59,7 +59,7 @@ pub fn batches() -> BatchConfig {
         threads: 2,
         device: device(),
         isa: Isa::detect(),
-        place: config::device::place("cpu").unwrap(),
+        place: config::device::place("cpu", config::device::Launches::Recorded).unwrap(),
     }
 }
 
