@@ -60,6 +60,19 @@ impl Computation {
         self.collect(submitted, shapes)
     }
 
+    /// As [`Self::run`], when its turn has come, and how long it took then. For models that do not serve yet: two passes at
+    /// once on the same threads would wait for members of their teams that the other one's keep from beginning.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn run_in_turn(&mut self, rows: &[&[u32]], shapes: &[RowShape]) -> Result<(Vectors, Duration), BatchError> {
+        let turns = Arc::clone(&self.turns);
+        let _turn = turns.take();
+        let start = Instant::now();
+        let vectors = self.run(rows, shapes)?;
+        Ok((vectors, start.elapsed()))
+    }
+
     /// The first half of [`Self::run`]: begins the pass.
     ///
     /// # Errors
@@ -91,19 +104,6 @@ fn guarded<T>(part: impl FnOnce() -> Result<T, EncoderError>) -> Result<T, Batch
         Ok(Err(EncoderError::Lost { reason })) => Err(BatchError::Lost(reason)),
         Ok(Err(error @ EncoderError::Compute(_))) => Err(BatchError::Failed(error)),
         Err(panic) => Err(BatchError::Panicked(panic_text(panic.as_ref()))),
-    }
-
-    /// As [`Self::run`], when its turn has come, and how long it took then. For models that do not serve yet: two passes at
-    /// once on the same threads would wait for members of their teams that the other one's keep from beginning.
-    ///
-    /// # Errors
-    /// As [`Self::run`].
-    pub fn run_in_turn(&mut self, rows: &[&[u32]], shapes: &[RowShape]) -> Result<(Vectors, Duration), BatchError> {
-        let turns = Arc::clone(&self.turns);
-        let _turn = turns.take();
-        let start = Instant::now();
-        let vectors = self.run(rows, shapes)?;
-        Ok((vectors, start.elapsed()))
     }
 }
 
