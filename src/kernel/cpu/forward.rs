@@ -87,7 +87,9 @@ pub fn forward(
     // A batch too small for two threads needs none but this one, and a query on a machine of many cores not all of them.
     let work = batch.ids.len() * widths.hidden * (4 * widths.inner + 2 * widths.middle);
     let n_threads = n_threads.min((work / TEAM_WORK).max(1));
-    let n_team = memory.team_size.at(Instant::now(), n_threads);
+    // With more tokens there is more between two waits, and a crowd costs less than a thread is worth.
+    let is_small = batch.ids.len() < ROWS_WORTH_SHARING * n_threads;
+    let n_team = if is_small { memory.team_size.at(Instant::now(), n_threads) } else { n_threads };
     // Sequences that threads take alone keep them busy without waiting, whoever else computes.
     let n_threads = (batch.ids.len() / ROWS_WORTH_SHARING).clamp(n_team, n_threads);
     let plan = plan(&lengths, n_threads, n_team);
@@ -132,7 +134,7 @@ pub fn forward(
             member(0);
         });
     }
-    if shared.is_some() {
+    if is_small && shared.is_some() {
         memory.team_size.learn(Instant::now(), barrier.was_late());
     }
     out
@@ -220,7 +222,7 @@ mod tests {
 
     #[test]
     fn a_smaller_team_computes_the_same() {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build().unwrap();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(16).build().unwrap();
         let widths = Widths { hidden: 64, inner: 64, middle: 128 };
         let word: Vec<f32> = (0..100 * 64_u16).map(|i| f32::from(i % 1009 * 37 % 1009)).collect();
         let tables = Tables { width: 64, word: &word, position: None, token_type: None, norm: None };
@@ -241,7 +243,7 @@ mod tests {
             for _ in 0..n_late {
                 memory.team_size.learn(now, true);
             }
-            assert_eq!(memory.team_size.at(now, 4), 4 >> n_late);
+            assert_eq!(memory.team_size.at(now, 16), 16 >> n_late);
             assert_eq!(run(&mut memory), expected);
         }
     }

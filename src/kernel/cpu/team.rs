@@ -17,8 +17,8 @@ const SPINS: usize = 4_000;
 /// programs compute, each offer gives a whole turn away.
 const SPINS_BEFORE_OFFER: usize = 64;
 /// Shares are of about equal work, so who comes this much later than another, and took several times as long, did not
-/// have its processor for a while.
-const LATE: Duration = Duration::from_millis(1);
+/// have its processor for a while: less than a turn of another program, more than a hypervisor's hiccups.
+const LATE: Duration = Duration::from_millis(2);
 const TIMES_AS_LONG: u32 = 2;
 
 /// A barrier that can be used any number of times.
