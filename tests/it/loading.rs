@@ -42,3 +42,18 @@ async fn loading_a_model_never_stops_one_that_computes() {
     loading.await.unwrap();
     loaded.served.queue.close();
 }
+
+// What the test above can only meet by chance: on few cores, teams are small.
+#[test]
+fn loading_a_model_waits_for_its_turn_to_compute() {
+    let shared = shared_with(1, Isa::detect());
+    let turns = std::sync::Arc::clone(shared.threads.turns());
+    let folder = TinyModel::default().write();
+    let turn = turns.take();
+    let loading = std::thread::spawn(move || try_load_with(folder.path(), &shared).unwrap());
+    // Loading it takes some ten milliseconds.
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(!loading.is_finished(), "it computed while it was another's turn");
+    drop(turn);
+    loading.join().unwrap().served.queue.close();
+}
