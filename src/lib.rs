@@ -30,7 +30,8 @@
 //! * Only [`http`] knows OpenAI's JSON and HTTP status codes.
 //! * Only [`source`] opens outbound sockets, starts programs or writes files, and no request can cause it to. (The
 //!   commands `health` and `bench` are clients: they speak to the server that they are pointed at.)
-//! * Only the device thread calls an encoder; tensors never leave it, plain rows do.
+//! * Only the device thread calls an encoder; tensors never leave it, plain rows do. Before it has one, the loading thread
+//!   computes known texts, in a turn like everybody's.
 //! * [`batch::plan`] is pure; every queue and channel is bounded; every queued row is answered exactly once.
 //! * A row's vector, and its failure, do not depend on its neighbours: on the CPU bit for bit.
 //! * No value leaves [`pool`] that is not finite.

@@ -9,6 +9,22 @@ use crate::support::app::words;
 use crate::support::served::{embed, shared_with, try_load_with};
 use crate::support::tiny_model::TinyModel;
 
+// Weights are packed by threads of their own: those of the pool may all be busy, and a pass must not wait for a load.
+#[test]
+fn loading_a_model_needs_no_compute_thread() {
+    let shared = shared_with(1, Isa::detect());
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    shared.threads.pool().spawn(move || assert!(released.recv().is_err()));
+    let (folder, (loaded, done)) = (TinyModel::default().write(), std::sync::mpsc::channel());
+    let loading = std::thread::spawn(move || {
+        try_load_with(folder.path(), &shared).unwrap().served.queue.close();
+        loaded.send(()).unwrap();
+    });
+    done.recv_timeout(Duration::from_secs(20)).expect("it waits for the busy thread");
+    drop(release);
+    loading.join().unwrap();
+}
+
 // A model that is loaded computes its known texts on the threads of those that serve. With four threads, two
 // passes at once could each wait for members that the other one's kept from beginning.
 #[tokio::test(flavor = "multi_thread")]
