@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::arch::spec::{EncoderSpec, LayerSpec};
-use crate::kernel::{Activation, Attention, Compute, DistanceBias, Linear, PackedMatrix, Rotary, SelfAttention};
+use crate::kernel::{Activation, Attention, DistanceBias, Linear, PackedMatrix, Packing, Rotary, SelfAttention};
 use crate::weights::{Weights, WeightsError};
 
 /// What a layer's attention knows of positions; tables are shared between layers.
@@ -23,15 +23,15 @@ pub fn load(
     weights: &Weights,
     (layer, options): (usize, LayerSpec),
     places: Places,
-    compute: Compute,
+    packing: Packing<'_>,
 ) -> Result<SelfAttention, WeightsError> {
     let (qkv, output) = stored(spec, weights, layer)?;
-    let delicate = compute.where_delicate();
-    let qkv = if delicate == compute {
-        vec![qkv.pack(compute, Activation::None)]
+    let delicate = packing.where_delicate();
+    let qkv = if delicate.compute == packing.compute {
+        vec![qkv.pack(packing, Activation::None)]
     } else {
         let (scores, values) = qkv.split_at(2 * spec.inner_size());
-        vec![scores.pack(compute, Activation::None), values.pack(delicate, Activation::None)]
+        vec![scores.pack(packing, Activation::None), values.pack(delicate, Activation::None)]
     };
     Ok(SelfAttention {
         qkv,
@@ -41,7 +41,7 @@ pub fn load(
             bias: places.bias,
             rotary: places.rotary,
             window: options.window,
-            precision: delicate.precision,
+            precision: delicate.compute.precision,
         },
         output: output.pack(delicate, Activation::None),
     })
@@ -82,9 +82,9 @@ impl StoredLinear {
     }
 
     /// Packed for the kernels.
-    pub fn pack(self, Compute { isa, precision }: Compute, activation: Activation) -> Linear {
-        let weight = Arc::new(PackedMatrix::pack_as(precision, self.shape, &self.weight, self.bias));
-        Linear { weight, activation, isa }
+    pub fn pack(self, Packing { compute, arena }: Packing<'_>, activation: Activation) -> Linear {
+        let weight = PackedMatrix::pack_in(arena, compute.precision, self.shape, &self.weight, self.bias);
+        Linear { weight: Arc::new(weight), activation, isa: compute.isa }
     }
 }
 

@@ -12,7 +12,9 @@ use crate::arch::embeddings::Embeddings;
 use crate::arch::packed::PackedBatch;
 use crate::arch::spec::{EncoderSpec, LayerSpec, NormPlace};
 use crate::arch::{ArchError, Encoder, EncoderError, attention, feed_forward, norm, position};
-use crate::kernel::{Batch, Compute, FeedForward, Isa, Memory, Norm, Norms, SelfAttention, Widths, Worker, forward};
+use crate::kernel::{
+    Arena, Batch, Compute, FeedForward, Isa, Memory, Norm, Norms, Packing, SelfAttention, Widths, Worker, forward,
+};
 use crate::weights::{Weights, WeightsError};
 
 /// An encoder of any family.
@@ -56,10 +58,11 @@ impl PackedEncoder {
         let rotations = position::rotations(spec);
         let mut position_bytes = bias.as_ref().map_or(0, |bias| bias.size_bytes());
         position_bytes += rotations.iter().flatten().map(|rotary| rotary.size_bytes()).max().unwrap_or(0);
+        let packing = Packing { compute, arena: &Arena::default() };
         let layers: Result<Vec<Layer>, WeightsError> = (spec.layers.par_iter().zip(rotations).enumerate())
             .map(|(layer, (options, rotary))| {
                 let places = Places { bias: bias.clone(), rotary };
-                Layer::load(spec, weights, (layer, *options), places, compute)
+                Layer::load(spec, weights, (layer, *options), places, packing)
             })
             .collect();
         let last_norm = match spec.norm_place {
@@ -124,16 +127,16 @@ impl Layer {
         weights: &Weights,
         (layer, options): (usize, LayerSpec),
         places: Places,
-        compute: Compute,
+        packing: Packing<'_>,
     ) -> Result<Self, WeightsError> {
         let role = |block: &str| format!("layers.{layer}.{block}.norm");
         let without_norm = layer == 0 && spec.norm_place == NormPlace::Before { first_attention: false };
         let attention_norm = (!without_norm).then(|| norm::load(spec, weights, &role("attention"))).transpose()?;
         Ok(Self {
             attention_norm,
-            attention: attention::load(spec, weights, (layer, options), places, compute)?,
+            attention: attention::load(spec, weights, (layer, options), places, packing)?,
             feed_forward_norm: norm::load(spec, weights, &role("feed_forward"))?,
-            feed_forward: feed_forward::load(spec, weights, layer, compute)?,
+            feed_forward: feed_forward::load(spec, weights, layer, packing)?,
         })
     }
 

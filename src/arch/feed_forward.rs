@@ -2,7 +2,7 @@
 
 use crate::arch::attention::{StoredLinear, load_matrix, load_stacked};
 use crate::arch::spec::{EncoderSpec, FeedForwardSpec};
-use crate::kernel::{Activation, Compute, FeedForward};
+use crate::kernel::{Activation, FeedForward, Packing};
 use crate::weights::{Weights, WeightsError};
 
 /// One layer's feed-forward network.
@@ -13,18 +13,18 @@ pub fn load(
     spec: &EncoderSpec,
     weights: &Weights,
     layer: usize,
-    compute: Compute,
+    packing: Packing<'_>,
 ) -> Result<FeedForward, WeightsError> {
     let (up, down) = stored(spec, weights, layer)?;
     // Models of this kind build up their few huge values in the last layers but one (Bondarenko et al. 2021).
-    let up_compute = if layer + 2 == spec.n_layers() { compute.where_delicate() } else { compute };
+    let up_packing = if layer + 2 == spec.n_layers() { packing.where_delicate() } else { packing };
     let FeedForwardSpec { activation, gated, .. } = spec.feed_forward;
     let (up, gate) = if gated {
-        (up.pack(up_compute, Activation::None), Some(activation))
+        (up.pack(up_packing, Activation::None), Some(activation))
     } else {
-        (up.pack(up_compute, activation), None)
+        (up.pack(up_packing, activation), None)
     };
-    Ok(FeedForward { up, gate, down: down.pack(compute, Activation::None) })
+    Ok(FeedForward { up, gate, down: down.pack(packing, Activation::None) })
 }
 
 /// The first product, `[middle, hidden]` or gated `[2·middle, hidden]` with the activated half first, and the second one.

@@ -9,10 +9,10 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::Isa;
-use super::pages::Pages;
+use super::pages::{Arena, Pages, Plain};
 use super::quantise::{ROUND, block_size, rotate};
 use super::tile::{GROUP, LINE, PANEL, STEP, Scales};
-use crate::kernel::Precision;
+use crate::kernel::{Compute, Precision};
 
 /// Columns below which an integer product is not worth its loss of accuracy: heads, not layers.
 const MIN_INT8_COLUMNS: usize = 64;
@@ -27,6 +27,21 @@ pub struct PackedMatrix {
     bias: Option<Vec<f32>>,
     n: usize,
     k: usize,
+}
+
+/// How weights are packed, and where they lie.
+#[derive(Debug, Clone, Copy)]
+pub struct Packing<'a> {
+    pub compute: Compute,
+    pub arena: &'a Arena,
+}
+
+impl Packing<'_> {
+    /// The same for products that are delicate: see [`Precision::where_delicate`].
+    #[must_use]
+    pub fn where_delicate(self) -> Self {
+        Self { compute: self.compute.where_delicate(), ..self }
+    }
 }
 
 #[derive(Debug)]
@@ -66,11 +81,22 @@ impl PackedMatrix {
     }
 
     /// Packs for a precision; in f32 what is too small to be worth eight bits.
-    pub fn pack_as(precision: Precision, (n, k): (usize, usize), weight: &[f32], bias: Option<Vec<f32>>) -> Self {
+    pub fn pack_as(precision: Precision, shape: (usize, usize), weight: &[f32], bias: Option<Vec<f32>>) -> Self {
+        Self::pack_in(&Arena::default(), precision, shape, weight, bias)
+    }
+
+    /// The same, beside the other weights of an arena.
+    pub fn pack_in(
+        arena: &Arena,
+        precision: Precision,
+        (n, k): (usize, usize),
+        weight: &[f32],
+        bias: Option<Vec<f32>>,
+    ) -> Self {
         let panels = match held_as(precision, (n, k)) {
-            Precision::Int8 => Panels::Int8(Int8Panels::pack(n, k, weight)),
-            Precision::Bf16 => Panels::Bf16(pack_groups(n, k, weight, |x| bf16::from_f32(x).to_bits())),
-            Precision::F32 => Panels::F32(pack_groups(n, k, weight, |x| x)),
+            Precision::Int8 => Panels::Int8(Int8Panels::pack(arena, (n, k), weight)),
+            Precision::Bf16 => Panels::Bf16(pack_groups(arena, (n, k), weight, |x| bf16::from_f32(x).to_bits())),
+            Precision::F32 => Panels::F32(pack_groups(arena, (n, k), weight, |x| x)),
             Precision::F16 => unreachable!("float16 is refused before weights are read"),
         };
         let bias = bias.map(|mut bias| {
@@ -158,15 +184,15 @@ pub(super) const fn steps(precision: Precision, k: usize) -> usize {
 }
 
 /// `[n/16][k/group][16][group]`, panels in parallel; what lies past n or k is zero.
-fn pack_groups<T: super::pages::Plain>(
-    n: usize,
-    k: usize,
+fn pack_groups<T: Plain>(
+    arena: &Arena,
+    (n, k): (usize, usize),
     weight: &[f32],
     narrow: impl Fn(f32) -> T + Sync,
 ) -> Pages<T> {
     let group = STEP / size_of::<T>();
     let panel_len = k.div_ceil(group) * group * PANEL;
-    let mut packed = Pages::zeroed(n.div_ceil(PANEL) * panel_len);
+    let mut packed = arena.zeroed(n.div_ceil(PANEL) * panel_len);
     if k > 0 {
         packed.par_chunks_mut(panel_len).zip(weight.par_chunks(PANEL * k)).for_each(|(panel, rows)| {
             for (lane, row) in rows.chunks_exact(k).enumerate() {
@@ -183,12 +209,12 @@ fn pack_groups<T: super::pages::Plain>(
 
 impl Int8Panels {
     #[expect(clippy::cast_possible_truncation, reason = "rounded and within ±127 by the choice of the scale")]
-    fn pack(n: usize, k: usize, weight: &[f32]) -> Self {
+    fn pack(arena: &Arena, (n, k): (usize, usize), weight: &[f32]) -> Self {
         let isa = Isa::detect();
         let block = block_size(k);
         let panel_len = k.next_multiple_of(STEP) * PANEL;
         let n_panels = n.div_ceil(PANEL);
-        let mut values = Pages::<i8>::zeroed(n_panels * panel_len);
+        let mut values = arena.zeroed::<i8>(n_panels * panel_len);
         let mut scales = vec![0.0; n_panels * PANEL];
         let mut start = vec![0; n_panels * PANEL];
         let columns = scales.par_chunks_mut(PANEL).zip(start.par_chunks_mut(PANEL));
