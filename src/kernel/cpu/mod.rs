@@ -23,6 +23,7 @@ pub mod pages;
 #[cfg(target_arch = "x86_64")]
 mod parts;
 pub mod position;
+mod processors;
 mod product;
 mod quantise;
 pub mod reduce;
