@@ -16,7 +16,7 @@ pub struct Sample {
     pub ready: bool,
 }
 
-/// Looks often enough for a hundred samples in the time of the traffic, and every second at the readiness.
+/// Looks a few hundred times in the time of the traffic: what is resident at one moment depends on what is being answered.
 pub struct Watch<'s> {
     server: &'s Server,
     start: Instant,
@@ -27,9 +27,9 @@ pub struct Watch<'s> {
 }
 
 /// Samples of a run.
-const SAMPLES: u32 = 100;
+const SAMPLES: u32 = 600;
 /// Of a leak: connections that pile up between two samples.
-const LEAKED: usize = 20;
+const LEAKED: usize = 4;
 
 impl<'s> Watch<'s> {
     pub fn new(server: &'s Server, time: Duration) -> Self {
@@ -46,7 +46,7 @@ impl<'s> Watch<'s> {
             if leak {
                 leaked.extend((0..LEAKED).filter_map(|_| self.leak()));
             }
-            if self.samples.len().is_multiple_of(10) {
+            if self.samples.len().is_multiple_of(SAMPLES as usize / 20) {
                 let Sample { at, resident, descriptors, .. } = sample;
                 eprintln!("soak: {at:.0} s, {} KiB resident, {descriptors} descriptors", resident >> 10);
             }
