@@ -3,7 +3,7 @@
 #   docker build -t embedserve .
 #   docker run -p 8080:8080 -e EMBEDSERVE_API_KEY=secret -v embedserve-cache:/var/cache/embedserve embedserve
 #
-#   docker build --target cuda -t embedserve:cuda .
+#   docker build --target cuda --build-arg FETCHER=build-cuda -t embedserve:cuda .
 #   docker run --gpus all -p 8080:8080 -e EMBEDSERVE_API_KEY=secret -v embedserve-cache:/var/cache/embedserve \
 #     embedserve:cuda --device cuda
 #
@@ -16,6 +16,9 @@
 #
 # MODELS takes several, separated by spaces; the first model to serve is still chosen with --model. A named volume starts as
 # a copy of what the image holds; a folder mounted over the cache hides it.
+
+# The build whose executable fetches MODELS: with `build-cuda` an image for GPUs compiles one server instead of two.
+ARG FETCHER=build
 
 # Builds write the list of what they are made of into the executable, where scanners of images look for it.
 FROM rust:1.95.0-bookworm AS source
@@ -46,6 +49,9 @@ RUN pip install --no-cache-dir --no-deps --target /wheel nvidia-cublas-cu12==12.
     && install -D /wheel/nvidia/cublas/lib/libcublasLt.so.12 /out/libcublasLt.so.12
 
 
+FROM ${FETCHER} AS fetcher
+
+
 # Fetches with pip too, which the finished image does without.
 FROM debian:bookworm-slim AS models
 ARG MODELS=""
@@ -55,7 +61,7 @@ RUN if [ -n "$MODELS" ]; then \
       && apt-get install -y --no-install-recommends ca-certificates python3-pip \
       && rm -rf /var/lib/apt/lists/*; \
     fi
-COPY --from=build /out/embedserve /usr/local/bin/embedserve
+COPY --from=fetcher /out/embedserve /usr/local/bin/embedserve
 ENV EMBEDSERVE_CACHE_DIR=/var/cache/embedserve
 # Split into words on purpose: each is one model.
 # hadolint ignore=SC2086

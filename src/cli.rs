@@ -187,6 +187,15 @@ pub struct ServerArgs {
     #[arg(long, visible_aliases = ["cors-allow-origin", "allow-origins"], env = "EMBEDSERVE_CORS_ORIGINS",
           value_delimiter = ',', value_name = "ORIGIN")]
     pub cors_origins: Vec<String>,
+    /// Further names that this server may be called by when it serves this machine alone, without keys; repeatable
+    #[arg(
+        long,
+        visible_alias = "allow-hosts",
+        env = "EMBEDSERVE_ALLOWED_HOSTS",
+        value_delimiter = ',',
+        value_name = "NAME"
+    )]
+    pub allowed_hosts: Vec<String>,
     /// Let /metrics be read without a key
     #[arg(long, env = "EMBEDSERVE_METRICS_PUBLIC", value_parser = FalseyValueParser::new(), action = ArgAction::SetTrue)]
     pub metrics_public: bool,
@@ -209,8 +218,8 @@ pub struct ServerArgs {
     /// Time for a request's headers to arrive
     #[arg(long, env = "EMBEDSERVE_HEADER_TIMEOUT", default_value = "10s", value_parser = duration, value_name = "TIME")]
     pub header_timeout: Duration,
-    /// Idle time between requests of one connection
-    #[arg(long, env = "EMBEDSERVE_IDLE_TIMEOUT", default_value = "60s", value_parser = duration, value_name = "TIME")]
+    /// Idle time between requests of one connection; more than that of a load balancer in front
+    #[arg(long, env = "EMBEDSERVE_IDLE_TIMEOUT", default_value = "75s", value_parser = duration, value_name = "TIME")]
     pub idle_timeout: Duration,
     /// Time for a request's body to arrive
     #[arg(long, env = "EMBEDSERVE_BODY_TIMEOUT", default_value = "20s", value_parser = duration, value_name = "TIME")]
@@ -276,7 +285,7 @@ pub enum TokenArraysArg {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Batching and compute")]
 pub struct BatchArgs {
-    /// Tokens of one forward pass [default: about a second of work, 2048 at most, the longest input at least]
+    /// Tokens of one forward pass [default: about a second of work, 2048 at most (16384 on a GPU), the longest input at least]
     #[arg(long, visible_aliases = ["max-num-batched-tokens", "ubatch-size"], env = "EMBEDSERVE_MAX_BATCH_TOKENS", value_name = "TOKENS")]
     pub max_batch_tokens: Option<usize>,
     /// Rows of one forward pass [default: as many as the tokens allow]

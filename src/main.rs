@@ -6,6 +6,7 @@ use clap::error::ErrorKind;
 use embedserve::app;
 use embedserve::cli::Cli;
 use embedserve::config::Environment;
+use embedserve::observe::log;
 
 /// Response buffers of several megabytes come and go: mimalloc returns and reuses them without a system call each.
 #[global_allocator]
@@ -35,7 +36,10 @@ fn main() -> ExitCode {
             return if asked_for { ExitCode::SUCCESS } else { ExitCode::from(USAGE) };
         }
     };
-    match app::run(cli, &environment) {
+    let log = log::Unwritten;
+    let outcome = app::run(cli, &environment);
+    drop(log);
+    match outcome {
         Ok(code) => code,
         Err(error) => {
             if reader_has_left(&error) {

@@ -2,7 +2,7 @@
 //! tokenizer (counts, empty inputs, dimensions, truncation, prompts).
 //!
 //! Plain types only: no JSON, no status codes, no clocks but the deadline that the caller brings. The wording that
-//! clients see lives in `http/error.rs`; here a failure is a [`RequestError`] that knows its place and its numbers.
+//! clients see lives in `http/error/message.rs`; here a failure is a [`RequestError`] that knows its place and its numbers.
 
 mod prompts;
 mod row;
@@ -44,7 +44,7 @@ pub struct RawRequest {
     pub input_type: Option<String>,
     /// `task`: a role (Jina).
     pub task: Option<String>,
-    /// The role that the model name ended with.
+    /// The role that the model name ended with, or that the caller's key implies.
     pub role_suffix: Option<&'static str>,
 }
 

@@ -301,7 +301,7 @@ impl Loader {
         let retry_at = self.models[index].folder.get().map(|_| due);
         slot.set_failed(Failure { at, reason: reason.to_owned(), retry_at });
         if !self.config.residency.keep_going {
-            self.conclude(StartOutcome::Failed(format!("cannot serve {}: {reason}", slot.spec.id)));
+            let _ = self.conclude(StartOutcome::Failed(format!("cannot serve {}: {reason}", slot.spec.id)));
         }
         self.settle();
         due
@@ -318,29 +318,18 @@ impl Loader {
         let failures: Vec<Failure> = states.iter().filter_map(failed).collect();
         if let (true, Some(first)) = (failures.len() == states.len(), failures.first()) {
             let reason = format!("none of the {} models can be served; the first: {}", states.len(), first.reason);
-            return self.conclude(StartOutcome::Failed(reason));
-        }
-        if self.conclude_done() {
+            let _ = self.conclude(StartOutcome::Failed(reason));
+        } else if self.conclude(StartOutcome::Done) {
             own_memory::report(&self.engine, &self.config, self.memory_limit);
         }
     }
 
-    /// The start's outcome is decided once; what happens to a model later ends nothing.
-    fn conclude(&self, outcome: StartOutcome) {
+    /// The start's outcome is decided once; what happens to a model later ends nothing. Whether this was it.
+    fn conclude(&self, outcome: StartOutcome) -> bool {
         self.outcome.send_if_modified(|now| {
             let open = *now == StartOutcome::Working;
             if open {
                 *now = outcome;
-            }
-            open
-        });
-    }
-
-    fn conclude_done(&self) -> bool {
-        self.outcome.send_if_modified(|now| {
-            let open = *now == StartOutcome::Working;
-            if open {
-                *now = StartOutcome::Done;
             }
             open
         })
@@ -353,7 +342,7 @@ impl Loader {
     /// Ends the start when the models cannot be in memory as planned.
     fn check_memory(&self) {
         if let Err(reason) = own_memory::check(&self.engine, &self.config, self.memory_limit) {
-            self.conclude(StartOutcome::Failed(reason));
+            let _ = self.conclude(StartOutcome::Failed(reason));
         }
     }
 

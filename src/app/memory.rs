@@ -4,8 +4,8 @@
 //! On GPUs, weights and batches lie in their memory and count for nothing here.
 //!
 //! What is added up: the weights that may be in memory at once, the intermediate values of one full batch of each loaded
-//! model, full queues, and the process itself. Request bodies have a bound of their own and are rarely all there at once:
-//! they count for the warning alone.
+//! model, full queues, and the process itself. Request bodies and answers have bounds of their own and are rarely all
+//! there at once: they count for the warning alone.
 
 use std::path::Path;
 

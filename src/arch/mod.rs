@@ -34,7 +34,7 @@ use crate::kernel::cuda::Format;
 use crate::kernel::{Compute, Pool, Precision, Reduce, Target};
 use crate::weights::{Weights, WeightsError, shown};
 
-/// A model's forward pass, owned and called by its device thread alone.
+/// A model's forward pass, owned by its device thread, and before that by the thread that loads and tests it.
 pub trait Encoder: Send {
     /// The last hidden states, `[n_tokens, hidden_size]` f32, in the batch's token order.
     ///

@@ -56,7 +56,7 @@ pub struct ModelSpec {
     /// Operator's truncation for this model; the outer `None` = not set here.
     pub truncate: Option<Option<Side>>,
     pub token_arrays: Option<TokenArrays>,
-    /// For listings only; the weights decide.
+    /// For listings; a model whose weights give another length is refused.
     pub dimensions: Option<usize>,
     pub description: Option<String>,
     pub license: Option<String>,

@@ -108,8 +108,10 @@ impl Names {
 
     /// The model a request means. A missing or unknown name is nobody's, unless any name is accepted.
     pub fn find(&self, name: Option<&str>) -> Option<usize> {
-        name.filter(|name| name.len() <= MAX_NAME_BYTES)
-            .and_then(|name| self.index.get(&name.to_ascii_lowercase()).copied())
+        if name.is_some_and(|name| name.len() > MAX_NAME_BYTES) {
+            return None;
+        }
+        name.and_then(|name| self.index.get(&name.to_ascii_lowercase()).copied())
             .or(self.accept_any.then_some(self.default_index))
     }
 
@@ -196,5 +198,5 @@ const ROLE_SUFFIXES: [(&str, &str); 5] = [
     ("-passage", "passage"),
 ];
 
-/// No name is this long: a longer one is unknown without being looked at.
+/// No name is this long: a longer one is unknown without being looked at, and no answer repeats it.
 const MAX_NAME_BYTES: usize = 512;

@@ -91,7 +91,7 @@ pub struct SourceArgs {
     /// Open no connection and start no program: serve what is cached, or fail [also $HF_HUB_OFFLINE, $TRANSFORMERS_OFFLINE]
     #[arg(long, env = "EMBEDSERVE_OFFLINE", value_parser = FalseyValueParser::new(), action = ArgAction::SetTrue)]
     pub offline: bool,
-    /// Give up a transfer attempt after this long without a byte [also $HF_HUB_DOWNLOAD_TIMEOUT, in seconds]
+    /// Give up a transfer attempt after this long without a byte [default: 60s; also $HF_HUB_DOWNLOAD_TIMEOUT, in seconds]
     #[arg(long, env = "EMBEDSERVE_DOWNLOAD_STALL_TIMEOUT", value_parser = duration, value_name = "TIME")]
     pub download_stall_timeout: Option<Duration>,
     /// Give up a file after this long

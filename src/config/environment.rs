@@ -40,15 +40,15 @@ impl Environment {
 
 /// `PORT`, as platforms set it.
 pub(super) fn port(environment: &Environment) -> Result<Option<u16>, ConfigError> {
+    port_of(environment, "PORT")
+}
+
+fn port_of(environment: &Environment, name: &'static str) -> Result<Option<u16>, ConfigError> {
     let parse = |value: &str| {
-        let invalid = |_| ConfigError::Invalid {
-            flag: "PORT",
-            value: value.to_owned(),
-            reason: "expected a port number".to_owned(),
-        };
-        value.parse().map_err(invalid)
+        let reason = "expected a port number".to_owned();
+        value.parse().map_err(|_| ConfigError::Invalid { flag: name, value: value.to_owned(), reason })
     };
-    environment.first(&["PORT"]).map(parse).transpose()
+    environment.first(&[name]).map(parse).transpose()
 }
 
 /// The port that `embedserve health` asks: the one the server beside it would choose.
@@ -56,8 +56,7 @@ pub(super) fn port(environment: &Environment) -> Result<Option<u16>, ConfigError
 /// # Errors
 /// A variable that is not a port number.
 pub fn health_port(environment: &Environment) -> Result<u16, ConfigError> {
-    let own = environment.first(&["EMBEDSERVE_PORT"]).and_then(|value| value.parse().ok());
-    Ok(match own {
+    Ok(match port_of(environment, "EMBEDSERVE_PORT")? {
         Some(port) => port,
         None => port(environment)?.unwrap_or(8080),
     })

@@ -57,6 +57,8 @@ pub struct HttpConfig {
     pub insecure: bool,
     /// Exact origins; empty: no CORS headers at all.
     pub cors_origins: Vec<String>,
+    /// Names beside those of loopback, where only those are answered to.
+    pub allowed_hosts: Vec<String>,
     /// 32 MiB: 300,000 tokens are about 2 MB of plain JSON and several times that when escaped.
     pub max_body_bytes: usize,
     /// All request bodies being held at once; a byte-weighted permit bounds memory under many large requests.

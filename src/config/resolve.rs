@@ -277,6 +277,11 @@ fn http(args: &ServerArgs, environment: &Environment, api_keys: Vec<ApiKey>) -> 
         let reason = "expected an exact origin such as https://app.example".to_owned();
         return Err(ConfigError::Invalid { flag: "--cors-origins", value: origin.clone(), reason });
     }
+    let is_name = |name: &str| !name.is_empty() && !name.contains(['/', ':', '*']);
+    if let Some(name) = args.allowed_hosts.iter().find(|name| !is_name(name)) {
+        let reason = "expected a host name such as embed.internal, without a scheme or a port".to_owned();
+        return Err(ConfigError::Invalid { flag: "--allowed-hosts", value: name.clone(), reason });
+    }
     let max_body_bytes = at_least_one("--max-body-bytes", args.max_body_bytes)?;
     if args.max_bodies_bytes < max_body_bytes {
         let reason = format!("one body may have {max_body_bytes}");
@@ -293,6 +298,7 @@ fn http(args: &ServerArgs, environment: &Environment, api_keys: Vec<ApiKey>) -> 
         api_keys,
         insecure: args.insecure,
         cors_origins: args.cors_origins.clone(),
+        allowed_hosts: args.allowed_hosts.clone(),
         max_body_bytes,
         max_bodies_bytes: args.max_bodies_bytes,
         max_answers_bytes: at_least_one("--max-answers-bytes", args.max_answers_bytes)?,

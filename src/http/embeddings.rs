@@ -92,8 +92,10 @@ async fn answer(
         Some(given) => Encoding::parse(&given).ok_or(ApiError::EncodingFormat { given })?,
     };
     let n_rows = request.inputs.len();
-    let size_bytes = reply::size_bytes(n_rows, n_rows.saturating_mul(served.limits.dimensions), encoding);
-    let room = state.answers.reserve(size_bytes, deadline).await?;
+    let size_bytes = name.len() + reply::size_bytes(n_rows, n_rows.saturating_mul(served.limits.dimensions), encoding);
+    // As for the queue: whoever would wait longer is told so now.
+    let until = deadline.min(Instant::now() + served.queue.limits().timeout);
+    let room = state.answers.reserve(size_bytes, until).await?;
     let embedded = served.embed(request).await.map_err(failed)?;
     drop(share);
     account.timings.engine = embedded.timings;

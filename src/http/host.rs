@@ -22,8 +22,8 @@ use crate::http::error::ApiError;
 pub enum Hosts {
     /// Reachable from elsewhere or guarded by keys: the name does not matter.
     Any,
-    /// Loopback names and the name that was configured, and pages of the listed origins.
-    Loopback { configured: String, origins: Vec<String> },
+    /// Loopback names, `names` besides, and pages of the listed origins.
+    Loopback { names: Vec<String>, origins: Vec<String> },
 }
 
 impl Hosts {
@@ -31,17 +31,22 @@ impl Hosts {
         let loopback = addresses(&config.host, config.port)
             .is_ok_and(|addresses| addresses.iter().all(|address| is_loopback(address.ip())));
         if loopback && config.api_keys.is_empty() {
-            Self::Loopback { configured: config.host.clone(), origins: config.cors_origins.clone() }
+            let names = config.allowed_hosts.iter().chain([&config.host]).cloned().collect();
+            Self::Loopback { names, origins: config.cors_origins.clone() }
         } else {
             Self::Any
         }
     }
 
     fn allow(&self, host: &str) -> bool {
-        let Self::Loopback { configured, .. } = self else { return true };
+        let Self::Loopback { names, .. } = self else { return true };
         let name = without_port(host);
-        let local = name.eq_ignore_ascii_case("localhost") || name.eq_ignore_ascii_case(configured);
-        local || name.parse().is_ok_and(|address: IpAddr| address.is_loopback())
+        let is = |other: &str| name.eq_ignore_ascii_case(other);
+        is("localhost")
+            || ends_with_localhost(name)
+            || CONTAINER_HOSTS.into_iter().any(is)
+            || names.iter().any(|other| is(other))
+            || name.parse().is_ok_and(|address: IpAddr| address.is_loopback())
     }
 
     /// Pages of the web: those of other schemes belong to programs that the user has installed.
@@ -70,6 +75,17 @@ pub async fn check(State(state): State<Arc<HttpState>>, request: Request, next: 
     next.run(request).await
 }
 
+/// What a container's engine calls the machine that it runs on. `internal` is no domain of the public DNS (ICANN, 2024), so no
+/// page can come from one of these names.
+const CONTAINER_HOSTS: [&str; 3] = ["host.docker.internal", "gateway.docker.internal", "host.containers.internal"];
+
+/// Names below `localhost` are loopback, too (RFC 6761, 6.3).
+fn ends_with_localhost(name: &str) -> bool {
+    const SUFFIX: &str = ".localhost";
+    let bytes = name.as_bytes();
+    bytes.len() > SUFFIX.len() && bytes[bytes.len() - SUFFIX.len()..].eq_ignore_ascii_case(SUFFIX.as_bytes())
+}
+
 /// `localhost:8080` to `localhost`, `[::1]:8080` to `::1`.
 fn without_port(host: &str) -> &str {
     if let Some(rest) = host.strip_prefix('[') {
@@ -88,10 +104,29 @@ mod tests {
     #[test]
     fn only_loopback_names_are_ours() {
         let hosts = loopback();
-        for ours in ["localhost", "LOCALHOST:80", "127.0.0.1", "127.8.9.1:8080", "[::1]:8080", "box.lan:1"] {
+        for ours in [
+            "localhost",
+            "LOCALHOST:80",
+            "embed.LocalHost:80",
+            "127.0.0.1",
+            "127.8.9.1:8080",
+            "[::1]:8080",
+            "box.lan:1",
+            "Host.Docker.Internal:8080",
+        ] {
             assert!(hosts.allow(ours), "{ours}");
         }
-        for foreign in ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80", "a/?x", "", "10.0.0.1"] {
+        for foreign in [
+            "evil.example",
+            "127.0.0.1.evil.example",
+            "localhost.evil.example:80",
+            ".localhost",
+            "notlocalhost",
+            "x.docker.internal",
+            "a/?x",
+            "",
+            "10.0.0.1",
+        ] {
             assert!(!hosts.allow(foreign), "{foreign}");
         }
         assert!(Hosts::Any.allow("evil.example"));
@@ -118,6 +153,6 @@ mod tests {
     }
 
     fn loopback() -> Hosts {
-        Hosts::Loopback { configured: "box.lan".to_owned(), origins: vec!["https://app.example".to_owned()] }
+        Hosts::Loopback { names: vec!["box.lan".to_owned()], origins: vec!["https://app.example".to_owned()] }
     }
 }

@@ -1,4 +1,5 @@
-//! What a request body must be before anyone parses it: plain JSON bytes, not too many, not too slow.
+//! What a request body must be before anyone parses it: plain JSON bytes, not too many, not too slow; and how
+//! much of bodies and of large answers is held at once.
 
 use std::sync::Arc;
 use std::time::Duration;

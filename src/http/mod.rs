@@ -1,9 +1,9 @@
 //! The wire: the only place that knows `OpenAI`'s JSON and HTTP status codes.
 //!
 //! [`router`] shows every route and the whole middleware stack; [`server`] owns sockets and time. Order of checks: host
-//! name, key, route and method, headers of the body, its size, its JSON, the model,
-//! whether the key may use it and has not used up its limits, the values, the queue. A route is
-//! private unless the table says otherwise.
+//! name and web origin, key, route and method, whether the server drains, headers of the body, its size, its JSON, the
+//! model, whether the key may use it and has not used up its limits, the values, room for the answer, the queue. A route
+//! is private unless the table says otherwise.
 
 pub mod auth;
 pub mod embeddings;

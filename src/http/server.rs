@@ -1,6 +1,7 @@
 //! Sockets and time: the accept loop, one task per connection, and the way out.
 //!
-//! HTTP/1 only. A permit is taken before a connection is accepted, so one too many costs nothing. Every phase of a
+//! HTTP/1 only. A permit is taken before a connection is accepted, so one too many costs nothing; connections that nobody
+//! uses make room for it. Every phase of a
 //! connection has its own clock: waiting for a request, receiving its head, receiving its body (`limits`), computing
 //! (the request's deadline), sending (`stream`). On the way out the listener closes first, then every connection after
 //! the answer it is working on.
@@ -18,7 +19,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioTimer;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tower::ServiceExt;
 
@@ -57,14 +58,15 @@ pub async fn serve(
     mut shutdown: ShutdownSignals,
 ) -> ServeReport {
     let permits = Arc::new(Semaphore::new(config.max_connections.min(Semaphore::MAX_PERMITS)));
-    let shared = Arc::new(Shared { router, config: config.clone(), metrics, stop: shutdown.stop.clone() });
+    let (config, stop) = (config.clone(), shutdown.stop.clone());
+    let shared = Arc::new(Shared { router, config, metrics, stop, crowded: Notify::new() });
     let mut connections = JoinSet::new();
     let mut accepted = 0;
     let mut backoff = Backoff::default();
     loop {
         let next = tokio::select! {
             () = shutdown.stopped() => break,
-            next = accept(&listener, &permits, &shared.metrics) => next,
+            next = accept(&listener, &permits, &shared) => next,
         };
         // Tasks that have ended are forgotten here, so that the set stays as small as the number of connections.
         while connections.try_join_next().is_some() {}
@@ -91,18 +93,26 @@ struct Shared {
     config: HttpConfig,
     metrics: Arc<Metrics>,
     stop: watch::Receiver<bool>,
+    /// All permits are taken: who does not need its connection should close it.
+    crowded: Notify,
 }
 
 async fn accept(
     listener: &TcpListener,
     permits: &Arc<Semaphore>,
-    metrics: &Metrics,
+    shared: &Shared,
 ) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
     let permit = if let Ok(permit) = Arc::clone(permits).try_acquire_owned() {
         permit
     } else {
-        metrics.http().connection_refused(ConnectionEnd::Limit);
-        Arc::clone(permits).acquire_owned().await.map_err(io::Error::other)?
+        shared.metrics.http().connection_refused(ConnectionEnd::Limit);
+        loop {
+            shared.crowded.notify_waiters();
+            let permit = tokio::time::timeout(IDLE_IN_A_CROWD, Arc::clone(permits).acquire_owned());
+            if let Ok(permit) = permit.await {
+                break permit.map_err(io::Error::other)?;
+            }
+        }
     };
     let (stream, _) = listener.accept().await?;
     Ok((stream, permit))
@@ -132,6 +142,8 @@ impl Backoff {
     }
 }
 
+/// How long a connection may be unused where there is no other for a new client.
+const IDLE_IN_A_CROWD: Duration = Duration::from_secs(1);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 const MAX_DOUBLINGS: u32 = 6;
 
@@ -175,6 +187,13 @@ async fn connection(stream: TcpStream, permit: OwnedSemaphorePermit, shared: Arc
                 leaving = true;
                 connection.as_mut().graceful_shutdown();
                 pulse.leave();
+            }
+            () = shared.crowded.notified(), if !leaving => {
+                if pulse.is_idle_since(IDLE_IN_A_CROWD) {
+                    leaving = true;
+                    connection.as_mut().graceful_shutdown();
+                    pulse.leave();
+                }
             }
             expired = pulse.expired() => match expired {
                 Expired::Idle if !leaving => {

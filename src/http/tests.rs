@@ -51,6 +51,7 @@ fn http_config() -> HttpConfig {
         api_keys: Vec::new(),
         insecure: false,
         cors_origins: Vec::new(),
+        allowed_hosts: Vec::new(),
         max_body_bytes: 1024,
         max_bodies_bytes: 4096,
         max_answers_bytes: 4096,

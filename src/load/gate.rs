@@ -1,9 +1,10 @@
 //! The gate before an int8 model: a fixed list of texts goes through the f32 and the int8 encoder of the same weights, and
 //! a model whose vectors move too far is refused with the figures.
 //!
-//! One encoder after the other: the two never lie in memory together. It costs a second of work and, before the int8
-//! weights are built, the memory of the f32 ones, so the verdict is noted: later starts with the same weights, settings,
-//! texts and kernels read it. A note that is unreadable, of something else, or not in itself consistent is no verdict. Runs on the loading thread, before the computation moves to its device thread.
+//! One encoder after the other: the two never lie in memory together. It costs some seconds of work and, before the
+//! int8 weights are built, the memory of the f32 ones, so the verdict is noted: later starts with the same weights,
+//! settings, texts and kernels read it. A note that is unreadable, of something else, or not in itself consistent is no
+//! verdict. Runs on the loading thread, before the computation moves to its device thread.
 
 mod texts;
 
@@ -19,7 +20,6 @@ use crate::load::modules::{Modules, StepModule};
 use crate::pool::FiniteRow;
 use crate::request::{Dimensions, RowShape};
 use crate::runner::Computation;
-use crate::runner::thread::BatchError;
 use crate::source::notes::Notes;
 
 pub use texts::TEXTS;
@@ -188,13 +188,8 @@ impl Case<'_> {
         let failed = |reason: String| GateError::Failed { precision, reason };
         let mut vectors = Vec::with_capacity(self.rows.len());
         for row in &self.rows {
-            let (found, _) = computation.run_in_turn(&[row], &[RowShape::whole(self.dimensions)]).map_err(|error| {
-                failed(match error {
-                    BatchError::OutOfMemory => "out of memory".to_owned(),
-                    BatchError::Failed(error) => error.to_string(),
-                    BatchError::Lost(reason) | BatchError::Panicked(reason) => reason,
-                })
-            })?;
+            let found = computation.run_in_turn(&[row], &[RowShape::whole(self.dimensions)]);
+            let (found, _) = found.map_err(|error| failed(error.into_reason()))?;
             for vector in found {
                 vectors.push(vector.map_err(|error| failed(error.to_string()))?);
             }

@@ -232,7 +232,9 @@ fn compute(spec: &ModelSpec, shared: &Shared) -> Result<Compute, UnsupportedPrec
 fn check_architecture(spec: &ModelSpec, config: &Value) -> Result<(), LoadError> {
     let Some(expected) = &spec.architecture else { return Ok(()) };
     let found = config.get("model_type").and_then(Value::as_str).unwrap_or("none");
-    if found == expected {
+    // Repositories have the type of their own code or, since transformers knows the network, its name there.
+    let same_network = [expected.as_str(), found].iter().all(|name| ["gte", "new"].contains(name));
+    if found == expected || same_network {
         return Ok(());
     }
     let reason = format!("config.json says model_type = {found}");

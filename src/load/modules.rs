@@ -67,6 +67,7 @@ impl Modules {
     /// # Errors
     /// See [`ModulesError`].
     pub fn read(folder: &Path, pooling: Option<PoolingMode>, normalize: Option<bool>) -> Result<Self, ModulesError> {
+        refuse_cross_encoder(folder)?;
         let path = folder.join("modules.json");
         let mut modules = if let Some(value) = read_json(&path)? {
             Self::from_chain(folder, &path, value)?
@@ -166,13 +167,30 @@ enum Stage {
     Pooled,
 }
 
-/// Rerankers lie on the same shelf as embedding models: they give a score for two texts, and no vectors.
+/// What newer versions of sentence-transformers say of the model: rerankers and sparse encoders have module lists, too.
+fn refuse_cross_encoder(folder: &Path) -> Result<(), ModulesError> {
+    let path = folder.join("config_sentence_transformers.json");
+    let settings = read_json(&path)?.unwrap_or_default();
+    match settings.get("model_type").and_then(Value::as_str) {
+        None | Some("SentenceTransformer") => Ok(()),
+        Some(other) => {
+            let value = format!("{other} (only SentenceTransformer gives one dense vector per text)");
+            Err(ModulesError::Unsupported { path, field: "model_type", value })
+        }
+    }
+}
+
+/// Rerankers lie on the same shelf as embedding models: they give a score for two texts, and no vectors. Generators have no
+/// pooling either.
 fn refuse_classifier(folder: &Path) -> Result<(), ModulesError> {
     let path = folder.join("config.json");
     let config = read_json(&path)?.unwrap_or_default();
     let architecture = config.pointer("/architectures/0").and_then(Value::as_str).unwrap_or_default();
-    if architecture.ends_with("ForSequenceClassification") {
-        let value = format!("{architecture} (a classifier or reranker)");
+    let kind = [("ForSequenceClassification", "a classifier or reranker"), ("ForCausalLM", "a decoder")]
+        .into_iter()
+        .find(|(ending, _)| architecture.ends_with(ending));
+    if let Some((_, kind)) = kind {
+        let value = format!("{architecture} ({kind})");
         return Err(ModulesError::Unsupported { path, field: "architectures", value });
     }
     Ok(())

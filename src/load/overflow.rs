@@ -8,7 +8,6 @@ use thiserror::Error;
 
 use crate::request::{Dimensions, RowShape};
 use crate::runner::Computation;
-use crate::runner::thread::BatchError;
 
 /// Why a model may not serve in float16.
 #[derive(Debug, Error)]
@@ -29,13 +28,8 @@ pub enum OverflowError {
 pub fn check(computation: &mut Computation, rows: &[Vec<u32>], dimensions: Dimensions) -> Result<(), OverflowError> {
     let mut infinite = 0;
     for row in rows {
-        let (vectors, _) = computation.run_in_turn(&[row], &[RowShape::whole(dimensions)]).map_err(|error| {
-            OverflowError::Failed(match error {
-                BatchError::OutOfMemory => "out of memory".to_owned(),
-                BatchError::Failed(error) => error.to_string(),
-                BatchError::Lost(reason) | BatchError::Panicked(reason) => reason,
-            })
-        })?;
+        let found = computation.run_in_turn(&[row], &[RowShape::whole(dimensions)]);
+        let (vectors, _) = found.map_err(|error| OverflowError::Failed(error.into_reason()))?;
         infinite += vectors.iter().filter(|vector| vector.is_err()).count();
     }
     if infinite == 0 { Ok(()) } else { Err(OverflowError::Refused { infinite, texts: rows.len() }) }

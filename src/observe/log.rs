@@ -1,17 +1,26 @@
 //! Logging: `tracing` events to standard error, as text for people or as one JSON object per line.
 //!
-//! What a client sent is escaped: no control character of a value reaches a terminal or breaks a line. A closed
-//! standard error loses log lines and nothing else. Inputs, vectors, keys and tokens are never logged, at any level;
+//! What a client sent is escaped: no control character of a value reaches a terminal or breaks a line. A standard error that
+//! is closed, or that nobody reads, loses log lines and nothing else: a thread of its own writes them, and what does not fit
+//! its queue is dropped. Inputs, vectors, keys and tokens are never logged, at any level;
 //! that is the duty of whoever writes an event.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
+use std::sync::{Mutex, PoisonError};
 
+use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+
+/// Lines that may wait for whoever reads standard error: some megabytes.
+const WAITING_LINES: usize = 16_384;
+
+/// Ends the writing thread of the process's logger.
+static WRITER: Mutex<Option<WorkerGuard>> = Mutex::new(None);
 
 /// How events are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,19 +48,38 @@ pub fn init(config: &LogConfig) {
     let filter = EnvFilter::builder().parse_lossy(directives);
     let lines = tracing_subscriber::fmt::layer().log_internal_errors(false).with_target(true);
     let registry = tracing_subscriber::registry().with(filter);
+    let (queue, writer) = NonBlockingBuilder::default()
+        .buffered_lines_limit(WAITING_LINES)
+        .lossy(true)
+        .thread_name("log")
+        .finish(io::stderr());
     let installed = match config.format {
         LogFormat::Text => {
-            let stderr = Lines { escape_sequences: config.color };
+            let stderr = Lines { queue, escape_sequences: config.color };
             registry.with(lines.with_ansi(config.color).with_writer(stderr)).try_init()
         }
         LogFormat::Json => {
-            let stderr = Lines { escape_sequences: false };
+            let stderr = Lines { queue, escape_sequences: false };
             registry.with(lines.with_ansi(false).json().flatten_event(true).with_writer(stderr)).try_init()
         }
     };
     // A logger that is already there belongs to a test or to a program that embeds us: it stays.
-    if installed.is_ok() && !unreadable.is_empty() {
-        tracing::warn!(directives = unreadable, "log filter not understood; ignored");
+    if installed.is_ok() {
+        *WRITER.lock().unwrap_or_else(PoisonError::into_inner) = Some(writer);
+        if !unreadable.is_empty() {
+            tracing::warn!(directives = unreadable, "log filter not understood; ignored");
+        }
+    }
+}
+
+/// What is still waiting to be written when the process ends. Dropping it writes that, for a second at most, and nothing is
+/// logged any more.
+#[derive(Debug)]
+pub struct Unwritten;
+
+impl Drop for Unwritten {
+    fn drop(&mut self) {
+        drop(WRITER.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 }
 
@@ -84,8 +112,9 @@ fn directive(part: &str) -> Option<String> {
 }
 
 /// Standard error, one event per write.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Lines {
+    queue: NonBlocking,
     /// Whether ESC may pass, because the formatter itself writes colours.
     escape_sequences: bool,
 }
@@ -94,13 +123,13 @@ impl<'a> MakeWriter<'a> for Lines {
     type Writer = Self;
 
     fn make_writer(&'a self) -> Self::Writer {
-        *self
+        self.clone()
     }
 }
 
 impl Write for Lines {
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
-        io::stderr().lock().write_all(&escaped(event, self.escape_sequences))?;
+        self.queue.write_all(&escaped(event, self.escape_sequences))?;
         Ok(event.len())
     }
 

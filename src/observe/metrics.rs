@@ -111,7 +111,7 @@ impl Table {
             batch_tokens: s.histograms(Tokens, "embedserve_batch_tokens", "Tokens of one forward pass"),
             batch_duration: s.histograms(Stages, "embedserve_batch_duration_seconds", "Time of one forward pass"),
             computed_tokens: s.counters("embedserve_computed_tokens", "Tokens through the model, by device"),
-            rows_non_finite: s.counters("embedserve_rows_non_finite", "Rows with a NaN or an infinity, by outcome"),
+            rows_non_finite: s.counters("embedserve_rows_non_finite", "Rows refused because of a NaN or an infinity"),
             stage_duration: s.histograms(Stages, "embedserve_stage_duration_seconds", "Time in one stage of a request"),
             token_arrays: s.counters("embedserve_token_arrays", "Token arrays, by the encoding they were read in"),
             model_info: s.gauges("embedserve_model_info", "1, with what is served as labels"),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::pool::FiniteRow;
 use crate::request::{Dimensions, RowShape};
 use crate::runner::Breakage;
-use crate::runner::thread::{BatchError, Computation};
+use crate::runner::computation::{BatchError, Computation};
 
 /// A row and its vector.
 #[derive(Debug, Clone)]

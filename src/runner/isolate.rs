@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use crate::batch::RowFailure;
 use crate::pool::FiniteRow;
 use crate::request::RowShape;
-use crate::runner::thread::{BatchError, Vectors};
+use crate::runner::computation::{BatchError, Vectors};
 
 /// How long a row that failed alone is refused without being computed. Its failure repeats: clients are told so too.
 const QUARANTINE: Duration = Duration::from_mins(1);

@@ -1,7 +1,8 @@
 //! The device threads of one model, seen from outside: start them, ask how they are. There is one for each device that the
 //! model computes on, and all of them take their batches from the same queue.
 //!
-//! A thread owns its encoder; nothing else ever calls it, so there is no lock to poison and a panic costs one row. It
+//! A thread owns its encoder. Loading has tested it, on its own thread; from then on nothing else calls it, so there is no
+//! lock to poison and a panic costs one row. It
 //! proves that it works: whenever no forward pass has succeeded for a while, it computes its [`canary`], so a thread
 //! that is called ready has given a right vector a moment ago.
 //!
@@ -13,6 +14,7 @@
 //! would hide that a part of the machine is gone.
 
 pub mod canary;
+pub mod computation;
 pub mod isolate;
 mod pulse;
 mod shift;
@@ -25,7 +27,8 @@ use std::time::Duration;
 use pulse::Pulse;
 
 pub use canary::Canary;
-pub use thread::{Computation, Device, Runner, spawn};
+pub use computation::Computation;
+pub use thread::{Device, Runner, spawn};
 
 /// Bounds of one device thread.
 #[derive(Debug, Clone, Copy)]

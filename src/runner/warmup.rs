@@ -10,7 +10,7 @@ use crate::batch::plan::Budget;
 use crate::pool::FiniteRow;
 use crate::request::{Dimensions, RowShape};
 use crate::runner::Canary;
-use crate::runner::thread::{BatchError, Computation};
+use crate::runner::computation::Computation;
 
 /// Why a loaded model may not serve.
 #[derive(Debug, Error)]
@@ -92,13 +92,8 @@ fn run(
     dimensions: Dimensions,
 ) -> Result<(Vec<FiniteRow>, Duration), WarmupError> {
     let shapes = vec![RowShape::whole(dimensions); rows.len()];
-    let (vectors, took) = computation.run_in_turn(rows, &shapes).map_err(|error| {
-        WarmupError::Failed(match error {
-            BatchError::OutOfMemory => "out of memory".to_owned(),
-            BatchError::Failed(error) => error.to_string(),
-            BatchError::Lost(reason) | BatchError::Panicked(reason) => reason,
-        })
-    })?;
+    let found = computation.run_in_turn(rows, &shapes);
+    let (vectors, took) = found.map_err(|error| WarmupError::Failed(error.into_reason()))?;
     let vectors = vectors.into_iter().collect::<Result<_, _>>().map_err(|_| WarmupError::NonFinite)?;
     Ok((vectors, took))
 }

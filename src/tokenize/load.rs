@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use thiserror::Error;
 use tokenizers::normalizers::{Lowercase, Sequence};
-use tokenizers::{NormalizerWrapper, Tokenizer};
+use tokenizers::{ModelWrapper, NormalizerWrapper, Tokenizer};
 
 use super::settings::Settings;
 use super::word_list;
@@ -93,6 +93,12 @@ pub fn load(path: &Path, vocab_rows: usize) -> Result<(Tokenizer, Frame), Tokeni
             bytes
         };
         let mut tokenizer = Tokenizer::from_bytes(&bytes).map_err(in_words)?;
+        if let ModelWrapper::BPE(model) = tokenizer.get_model() {
+            // Its cache is one of each thread, outlives the model, and holds words of any length by the ten thousand.
+            let mut model = model.clone();
+            model.resize_cache(0);
+            tokenizer.with_model(model);
+        }
         tokenizer.with_truncation(None).map_err(in_words)?;
         tokenizer.with_padding(None);
         settings.apply(&mut tokenizer, vocab_rows)?;

@@ -5,6 +5,7 @@
 
 pub mod load;
 pub mod settings;
+mod tasks;
 pub mod token_arrays;
 pub mod word_list;
 pub mod word_piece;
@@ -27,9 +28,8 @@ use word_piece::WordPiece;
 use words::WholeWords;
 use workers::{WorkerFailed, Workers};
 
-/// One task tokenises about this many bytes: long enough to be worth a hand-over, short enough that a large request
-/// spreads over all workers and a small one does not wait long behind it.
-const TASK_BYTES: usize = 32 * 1024;
+/// Tasks that one request brings to the workers at once, for each of them: one to do, one to go on with.
+const TASKS_PER_WORKER: usize = 2;
 
 /// Texts of fewer bytes together are tokenised where they arrive: a few microseconds in plain English, and a quarter of a
 /// millisecond at the very worst.
@@ -175,19 +175,23 @@ impl Tokenizer {
         if job.is_brief(&inputs) {
             return Ok(self.workers.run_here(|| job.encode(inputs, 0))??);
         }
-        let job = Arc::new(job);
-        let (mut first, mut tasks) = (0, FuturesOrdered::new());
-        for inputs in tasks_of(inputs) {
-            let (job, place) = (Arc::clone(&job), first);
-            first += inputs.len();
-            tasks.push_back(self.workers.run(move || job.encode(inputs, place)));
+        let (job, mut rows, mut first) = (Arc::new(job), Vec::with_capacity(inputs.len()), 0);
+        let (mut waiting, mut tasks) = (tasks::of(inputs).into_iter(), FuturesOrdered::new());
+        loop {
+            // Enough for all workers, and no more: others' texts come between those of a large request.
+            while tasks.len() < TASKS_PER_WORKER * self.workers.count()
+                && let Some(inputs) = waiting.next()
+            {
+                let (job, place) = (Arc::clone(&job), first);
+                first += inputs.len();
+                tasks.push_back(self.workers.run(move || job.encode(inputs, place)));
+            }
+            // In order, so that the first fault is named and ends the rest.
+            match tasks.next().await {
+                Some(answer) => rows.extend(answer??),
+                None => return Ok(rows),
+            }
         }
-        // Together, so that all workers share them; in order, so that the first fault is named and ends the rest.
-        let mut rows = Vec::with_capacity(first);
-        while let Some(answer) = tasks.next().await {
-            rows.extend(answer??);
-        }
-        Ok(rows)
     }
 }
 
@@ -222,26 +226,6 @@ impl Job {
     }
 }
 
-/// Splits the inputs into tasks of about [`TASK_BYTES`], in order.
-fn tasks_of(inputs: Vec<Input>) -> Vec<Vec<Input>> {
-    let (mut tasks, mut task, mut bytes) = (Vec::new(), Vec::new(), 0);
-    for input in inputs {
-        bytes += match &input {
-            Input::Text(text) => text.len() + 16,
-            Input::Tokens(ids) => ids.len() * 4 + 16,
-        };
-        task.push(input);
-        if bytes >= TASK_BYTES {
-            tasks.push(std::mem::take(&mut task));
-            bytes = 0;
-        }
-    }
-    if !task.is_empty() {
-        tasks.push(task);
-    }
-    tasks
-}
-
 impl Model {
     fn encode(
         &self,
@@ -253,6 +237,7 @@ impl Model {
         match input {
             Input::Text(text) => self.encode_text(&text, lead, place, truncation),
             Input::Tokens(ids) => {
+                rules.check_length(ids.len(), self.limits.max_request_tokens)?;
                 let vocabulary = Vocabulary { frame: &self.frame, rows: self.vocab_rows, model: &self.name };
                 let reading = rules.read(&ids, place, &vocabulary);
                 let metric = match &reading {

@@ -2,7 +2,7 @@
 //! `added_tokens.json`.
 //!
 //! transformers reads the tokenizer and then lets its class have the last word: BERT's decides about case, accents and
-//! Chinese characters, RoBERTa's about the space before a text, and all of them add the special tokens that they are told
+//! Chinese characters, RoBERTa's about the space before a text, those of SentencePiece about white space, and all of them add the special tokens that they are told
 //! of. Where the files disagree, vectors follow the class (`AutoTokenizer.from_pretrained` of transformers 4 and 5), so the
 //! same is done here. Classes that have no opinion, such as `PreTrainedTokenizerFast`, leave the tokenizer as it is.
 
@@ -11,7 +11,10 @@ use std::path::Path;
 
 use crate::small_file;
 use serde_json::Value;
-use tokenizers::{AddedToken, NormalizerWrapper, PreTokenizerWrapper, Tokenizer};
+use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
+use tokenizers::{AddedToken, ModelWrapper, NormalizerWrapper, PreTokenizerWrapper, Tokenizer};
 
 /// Configurations that list every added token have some hundred kilobytes.
 const MAX_FILE_BYTES: u64 = 16 * 1024 * 1024;
@@ -21,7 +24,7 @@ const MAX_FILE_BYTES: u64 = 16 * 1024 * 1024;
 pub struct Settings {
     pub class: Class,
     pub normalizer: NormalizerSettings,
-    /// RoBERTa's: whether a text begins with a space of its own.
+    /// RoBERTa's and SentencePiece's: whether a text begins with a space of its own.
     prefix_space: bool,
     named: BTreeMap<String, AddedToken>,
     /// Special tokens without a role.
@@ -36,6 +39,9 @@ pub enum Class {
     Bert,
     MpNet,
     Roberta,
+    /// XLM-R's and CamemBERT's.
+    SentencePiece,
+    T5,
     /// Leaves the tokenizer as it is.
     Other,
 }
@@ -55,6 +61,8 @@ impl Class {
             "BertTokenizer" | "DistilBertTokenizer" => Self::Bert,
             "MPNetTokenizer" => Self::MpNet,
             "RobertaTokenizer" => Self::Roberta,
+            "XLMRobertaTokenizer" | "CamembertTokenizer" => Self::SentencePiece,
+            "T5Tokenizer" => Self::T5,
             _ => Self::Other,
         }
     }
@@ -65,6 +73,8 @@ impl Class {
             "bert" | "distilbert" | "nomic_bert" => Self::Bert,
             "mpnet" => Self::MpNet,
             "roberta" => Self::Roberta,
+            "xlm-roberta" | "camembert" | "gte" => Self::SentencePiece,
+            "t5" => Self::T5,
             _ => Self::Other,
         }
     }
@@ -97,7 +107,8 @@ impl Class {
                 ("pad_token", "<pad>"),
                 ("mask_token", "<mask>"),
             ],
-            Self::Other => &[],
+            // Their files name them.
+            Self::SentencePiece | Self::T5 | Self::Other => &[],
         }
     }
 }
@@ -126,7 +137,7 @@ impl Settings {
                 strip_accents: switch("strip_accents"),
                 chinese_characters: switch("tokenize_chinese_chars").unwrap_or(true),
             },
-            prefix_space: switch("add_prefix_space").unwrap_or(false),
+            prefix_space: switch("add_prefix_space").unwrap_or(class == Class::SentencePiece) || class == Class::T5,
             named: BTreeMap::new(),
             extra: Vec::new(),
             listed: BTreeMap::new(),
@@ -204,7 +215,28 @@ impl Settings {
             let changed = splitter.add_prefix_space(self.prefix_space);
             tokenizer.with_pre_tokenizer(Some(changed));
         }
+        if matches!(self.class, Class::SentencePiece | Class::T5)
+            && matches!(tokenizer.get_model(), ModelWrapper::Unigram(_))
+        {
+            self.split_at_white_space(tokenizer).map_err(in_words)?;
+        }
         self.add_tokens(tokenizer, vocab_rows)
+    }
+
+    /// Of the file's own normaliser only the table of characters is left, and a text is split at white space before pieces
+    /// are marked: files that were converted otherwise have a piece for white space at the end of a text.
+    fn split_at_white_space(&self, tokenizer: &mut Tokenizer) -> tokenizers::Result<()> {
+        let is_table = |normalizer: &NormalizerWrapper| matches!(normalizer, NormalizerWrapper::Precompiled(_));
+        let table = match tokenizer.get_normalizer() {
+            Some(NormalizerWrapper::Sequence(parts)) => parts.as_ref().iter().find(|part| is_table(part)).cloned(),
+            Some(only) if is_table(only) => Some(only.clone()),
+            _ => None,
+        };
+        tokenizer.with_normalizer(table)?;
+        let scheme = if self.prefix_space { PrependScheme::Always } else { PrependScheme::Never };
+        let marked = Metaspace::new('▁', scheme, true);
+        tokenizer.with_pre_tokenizer(Some(Sequence::new(vec![WhitespaceSplit.into(), marked.into()])));
+        Ok(())
     }
 
     /// Special tokens that the tokenizer's own file does not know, and flags that it has otherwise. A token beyond the

@@ -62,6 +62,16 @@ impl Rules {
         }
     }
 
+    /// Refuses what exceeds the request's limit before anything is decoded: an id of OpenAI's can stand for a hundred
+    /// bytes and more, and the ids are what counts. An array of the model's own ids is only cut.
+    ///
+    /// # Errors
+    /// More ids than that, where they may be OpenAI's.
+    pub fn check_length(&self, tokens: usize, limit: usize) -> Result<(), RequestError> {
+        let own = matches!((self.encoding, self.policy), (Some(TokenEncoding::Model), _) | (None, TokenArrays::Model));
+        if !own && tokens > limit { Err(RequestError::TooManyTokens { tokens, limit }) } else { Ok(()) }
+    }
+
     fn by_name(&self, ids: &[i64], place: Place, suggest_model: bool) -> Result<Reading, RequestError> {
         match OpenAiEncoding::of_model_name(&self.requested_model) {
             Some(encoding) => encoding.read(ids, place, suggest_model),
@@ -206,21 +216,25 @@ fn incomplete_tail(bytes: &[u8]) -> usize {
     0
 }
 
-/// Names that OpenAI's clients map to a vocabulary we do not decode; empty for all others.
+/// The vocabulary, of those that we do not decode, to which OpenAI's tiktoken maps this name (`MODEL_TO_ENCODING`); empty for
+/// all other names, whatever they begin with: for those clients fall back to cl100k.
 fn legacy_encoding(name: &str) -> &'static str {
-    const R50K: [&str; 4] = ["davinci", "curie", "babbage", "ada"];
-    if name == "text-davinci-002" || name == "text-davinci-003" || name.starts_with("code-") {
-        return "p50k_base";
+    match name {
+        "text-davinci-003" | "text-davinci-002" | "code-davinci-002" | "code-davinci-001" | "code-cushman-002"
+        | "code-cushman-001" | "davinci-codex" | "cushman-codex" => "p50k_base",
+        "text-davinci-edit-001" | "code-davinci-edit-001" => "p50k_edit",
+        "gpt2" | "gpt-2" => "gpt2",
+        "davinci" | "curie" | "babbage" | "ada" => "r50k_base",
+        _ => {
+            let old = ["davinci", "curie", "babbage", "ada"].into_iter().any(|family| {
+                let of_family = |form: &str| name == form.replace('*', family);
+                ["text-*-001", "text-similarity-*-001", "text-search-*-doc-001", "code-search-*-code-001"]
+                    .into_iter()
+                    .any(of_family)
+            });
+            if old { "r50k_base" } else { "" }
+        }
     }
-    if name.starts_with("text-davinci-edit-") {
-        return "p50k_edit";
-    }
-    let old_family =
-        name.starts_with("text-similarity-") || (name.starts_with("text-search-") && name.ends_with("-001"));
-    if R50K.contains(&name) || old_family || (name.starts_with("text-") && name.ends_with("-001")) {
-        return "r50k_base";
-    }
-    if name == "gpt2" || name == "gpt-2" { "gpt2" } else { "" }
 }
 
 #[cfg(test)]

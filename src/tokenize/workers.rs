@@ -95,6 +95,11 @@ impl Workers {
         Ok(Self { pool: Arc::new(pool) })
     }
 
+    /// Threads in all.
+    pub fn count(&self) -> usize {
+        self.pool.0.n_threads
+    }
+
     /// Runs `work` on a worker. A task whose caller has gone is skipped.
     ///
     /// # Errors

@@ -220,6 +220,9 @@ async fn a_foreign_host_is_refused_on_loopback_without_keys() {
     for host in ["localhost", "localhost:9999", "127.0.0.1", "[::1]:80"] {
         assert_eq!(app.send(Method::GET, "/v1/models", &[("host", host)], Vec::new()).await.status, 200, "{host}");
     }
+    let allowing = TestApp::with(|setup| setup.http.allowed_hosts = vec!["embed.lan".to_owned()]).await;
+    let answer = allowing.send(Method::GET, "/v1/models", &[("host", "Embed.lan:8080")], Vec::new()).await;
+    assert_eq!(answer.status, 200);
     let app = guarded().await;
     let answer = app.send(Method::GET, "/v1/models", &[BEARER, ("host", "api.example")], Vec::new()).await;
     assert_eq!(answer.status, 200);

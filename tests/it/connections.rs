@@ -47,6 +47,19 @@ async fn an_idle_connection_is_closed_cleanly_and_a_used_one_kept() {
     assert_eq!(raw.answer(), None);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unused_connection_makes_room_for_a_new_one() {
+    // The idle time that is allowed is a minute.
+    let app = TestApp::with(|setup| setup.http.max_connections = 1).await;
+    let mut first = app.raw();
+    first.send(request());
+    assert_eq!(first.answer().unwrap().status, 200);
+    let mut second = app.raw();
+    second.send(request());
+    assert_eq!(second.answer().unwrap().status, 200);
+    assert!(first.is_closed());
+}
+
 // W-10
 #[tokio::test(flavor = "multi_thread")]
 async fn pipelined_requests_are_answered_in_order() {

@@ -81,9 +81,11 @@ async fn inputs_and_keys_are_never_logged() {
 async fn what_a_client_sends_cannot_break_a_line() {
     let log = Log::capture();
     let app = TestApp::with(|setup| setup.requests.accept_any_model = true).await;
-    for name in ["\u{1b}[2J", "a\nb", &"m".repeat(1 << 20)] {
+    for name in ["\u{1b}[2J", "a\nb", &"m".repeat(512)] {
         app.embed(json!({"model": name, "input": "a"})).await.vectors();
     }
+    let huge = app.embed(json!({"model": "m".repeat(1 << 20), "input": "a"})).await;
+    huge.refusal(404, Some("model_not_found"), None);
     // Headers cannot carry a line feed; whatever else they carry is not logged as it comes.
     let long = "i".repeat(20_000);
     let body = json!({"model": M, "input": "a"}).to_string();
@@ -93,7 +95,7 @@ async fn what_a_client_sends_cannot_break_a_line() {
         app.post("/v1/embeddings", &[(name, value)], body.clone()).await.vectors();
     }
     app.get("/%1b%5b2J%0aINFO%20forged").await.refusal(404, None, None);
-    log.until_requests(8).await;
+    log.until_requests(9).await;
     let text = log.text();
     assert!(!text.contains('\u{1b}') && !text.contains(&long) && !text.contains("a\\tb"));
     assert!(!text.lines().any(|line| line.starts_with("INFO forged")), "{text}");

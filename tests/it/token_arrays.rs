@@ -98,6 +98,16 @@ async fn ids_that_fit_both_readings_are_never_guessed() {
     unknown.refusal(400, Some("invalid_value"), Some("token_encoding"));
 }
 
+// An id of OpenAI's can stand for a hundred bytes and more.
+#[tokio::test]
+async fn an_array_of_more_ids_than_a_request_may_have_is_not_decoded() {
+    let app = TestApp::with(|setup| setup.requests.max_request_tokens = 20).await;
+    // The last id does not exist, which a decoder would have noticed.
+    let ids = |n: usize| json!({"model": M, "input": [vec![100_300; n]], "token_encoding": "cl100k_base"});
+    app.embed(ids(21)).await.refusal(400, Some("max_tokens_per_request"), Some("input"));
+    app.embed(ids(20)).await.refusal(400, Some("invalid_token_id"), Some("input"));
+}
+
 // Case 107
 #[tokio::test]
 async fn a_model_may_read_every_array_as_its_own_or_none() {

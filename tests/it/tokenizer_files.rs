@@ -46,6 +46,53 @@ fn the_class_has_the_last_word_where_it_has_an_opinion() {
     assert_eq!(read(cased, "HELLO 中文"), lower);
 }
 
+/// A Unigram tokenizer as BAAI/bge-m3 has it: spaces are merged by the normaliser, and nothing splits at white space.
+fn unigram(folder: &Path) -> usize {
+    let pieces = ["<s>", "<pad>", "</s>", "<unk>", "▁", "▁hello", "▁world", "hello"];
+    let vocabulary: Vec<Value> = pieces.iter().enumerate().map(|(n, piece)| json!([piece, -(n as f64)])).collect();
+    let special = |id: usize| {
+        json!({"id": id, "content": pieces[id], "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true})
+    };
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": [special(0), special(1), special(2), special(3)],
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}]},
+        "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true},
+        "post_processor": {"type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+                {"SpecialToken": {"id": "</s>", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]},
+                "</s>": {"id": "</s>", "ids": [2], "tokens": ["</s>"]}}},
+        "decoder": null,
+        "model": {"type": "Unigram", "unk_id": 3, "vocab": vocabulary, "byte_fallback": false}});
+    put(folder, "tokenizer.json", &tokenizer);
+    pieces.len()
+}
+
+// The ids are those of transformers 5.23 for these files.
+#[test]
+fn white_space_at_the_end_of_a_text_is_no_piece_for_classes_of_sentencepiece() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows = unigram(folder.path());
+    let read = |config: Value, text: &str| read(folder.path(), &config, rows, text).unwrap();
+    for class in ["XLMRobertaTokenizer", "XLMRobertaTokenizerFast", "CamembertTokenizer", "T5TokenizerFast"] {
+        let config = json!({"tokenizer_class": class});
+        for text in ["hello world", "hello world ", " hello\u{a0}world\n", "hello  \t world"] {
+            assert_eq!(read(config.clone(), text), [5, 6], "{class} {text:?}");
+        }
+        assert_eq!(read(config, " "), [0_u32; 0], "{class}");
+    }
+    let unprefixed = json!({"tokenizer_class": "XLMRobertaTokenizer", "add_prefix_space": false});
+    assert_eq!(read(unprefixed, "hello"), [7]);
+    // Without an opinion, as the file has it.
+    assert_eq!(read(json!({"tokenizer_class": "PreTrainedTokenizerFast"}), "hello "), [5, 4]);
+    put(folder.path(), "config.json", &json!({"model_type": "xlm-roberta"}));
+    assert_eq!(read(json!({}), "hello "), [5]);
+}
+
 #[test]
 fn special_tokens_are_added_where_the_embedding_table_has_a_row() {
     let folder = TinyModel::default().write();

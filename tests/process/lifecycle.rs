@@ -156,27 +156,54 @@ fn an_echo_of_the_first_signal_cuts_nothing_off() {
     assert_eq!(server.wait().code(), Some(0), "{}", server.log());
 }
 
-// L-12
-#[test]
-fn a_closed_log_does_not_stop_the_server() {
-    let folder = TinyModel::default().write();
+/// A ready server that logs into the pipe.
+fn logging_to(folder: &Path, pipe: std::io::PipeWriter) -> (std::process::Child, std::net::SocketAddr) {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let (reader, writer) = std::io::pipe().unwrap();
-    let choice = format!("dir:{}", folder.path().display());
+    let choice = format!("dir:{}", folder.display());
     let mut command = embedserve(&["--model", &choice, "--served-model-name", "tiny", "--port", &port.to_string()]);
-    let mut child = command.stderr(Stdio::from(OwnedFd::from(writer))).stdout(Stdio::null()).spawn().unwrap();
-    drop(command);
-    drop(reader);
+    command.env("EMBEDSERVE_DRAIN_DELAY", "100ms");
+    let mut child = command.stderr(Stdio::from(OwnedFd::from(pipe))).stdout(Stdio::null()).spawn().unwrap();
     let address = ([127, 0, 0, 1], port).into();
-    let ready = "GET /readyz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
     let deadline = Instant::now() + PATIENCE;
-    while exchange(address, ready).0 != 200 {
+    while exchange(address, &get("/readyz")).0 != 200 {
         assert!(child.try_wait().unwrap().is_none(), "the server died with its log");
         assert!(Instant::now() < deadline);
         std::thread::sleep(Duration::from_millis(10));
     }
+    (child, address)
+}
+
+fn get(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+}
+
+// L-12
+#[test]
+fn a_closed_log_does_not_stop_the_server() {
+    let folder = TinyModel::default().write();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let (mut child, _) = logging_to(folder.path(), writer);
     child.kill().unwrap();
     child.wait().unwrap();
+}
+
+// L-12
+#[test]
+fn a_log_that_nobody_reads_does_not_stop_the_server() {
+    let folder = TinyModel::default().write();
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let (mut child, address) = logging_to(folder.path(), writer);
+    for _ in 0..1000 {
+        assert_eq!(exchange(address, &get("/nowhere")).0, 404);
+    }
+    assert_eq!(exchange(address, &get("/livez")).0, 200);
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM).unwrap();
+    let code = wait_for("the end of the process", || child.try_wait().unwrap());
+    let mut log = Vec::new();
+    reader.read_to_end(&mut log).unwrap();
+    assert!(log.len() >= 60_000, "the pipe was never full: {} bytes", log.len());
+    assert_eq!(code.code(), Some(0));
 }
 
 // O-05

@@ -17,7 +17,7 @@ use crate::cli::{ServeArgs, SourceArgs, VerifyArgs};
 use crate::config::{self, BatchConfig, Environment, RequestConfig, SourceConfig};
 use crate::load::verify::second::{Second, against_candle};
 use crate::load::verify::{Comparison, golden, published};
-use crate::load::{self, Seat, Shared};
+use crate::load::{self, Loaded, Seat, Shared};
 use crate::observe::metrics::Metrics;
 use crate::observe::progress::LoadProgress;
 use crate::source::{self, notes::Notes};
@@ -56,7 +56,7 @@ pub(in crate::app) fn verify(
         let mut spec = config::in_dtype(spec, args.dtype.as_deref())?;
         spec.references.extend_from_slice(&references);
         match bench.verify(&spec, stop) {
-            Ok(verdict) => good &= report(&spec, bench.batch.isa.name(), &verdict)?,
+            Ok(verdict) => good &= report(&spec, &bench.computes_on(), &verdict)?,
             Err(error) => {
                 writeln!(std::io::stdout(), "{}  FAILED  {error:#}", spec.id)?;
                 good = false;
@@ -89,6 +89,11 @@ impl Bench {
         Ok(Self { sources: config::source(source, environment)?, requests, batch, runtime })
     }
 
+    /// The instruction set, or the devices.
+    fn computes_on(&self) -> String {
+        if self.batch.place.is_cpu() { self.batch.isa.name().to_owned() } else { self.batch.place.label() }
+    }
+
     fn verify(&self, spec: &ModelSpec, stop: &AtomicBool) -> anyhow::Result<Verdict> {
         let progress = LoadProgress::default();
         let folder = source::obtain(spec, &self.sources, &progress, stop).context("cannot fetch")?;
@@ -105,12 +110,19 @@ impl Bench {
         let revision = folder.revision.as_deref();
         let limits = (&self.requests, &self.batch);
         let loaded = load::load(spec, &folder.path, revision, limits, (&shared, &progress)).context("cannot load")?;
-        let served = &loaded.served;
-        let (mut comparisons, second) = self.runtime.block_on(async {
-            let published = published::against_published(served, &spec.references, spec.precision()).await?;
-            let second = against_candle(served, spec, &folder.path, self.batch.isa).await?;
+        let Loaded { served, threads: device_threads, .. } = loaded;
+        let compared = self.runtime.block_on(async {
+            let published = published::against_published(&served, &spec.references, spec.precision()).await?;
+            let second = against_candle(&served, spec, &folder.path, self.batch.isa).await?;
             anyhow::Ok((published, second))
-        })?;
+        });
+        // The next model needs the memory of this one.
+        served.queue.close();
+        for thread in device_threads {
+            // A panic of it has been answered as a failed batch, and logged.
+            let _ = thread.join();
+        }
+        let (mut comparisons, second) = compared?;
         let mut notes = Vec::new();
         match second {
             Second::Compared(comparison) => comparisons.push(comparison),
@@ -121,7 +133,7 @@ impl Bench {
 }
 
 /// Prints what was found; whether all of it is good, and there was something to find.
-fn report(spec: &ModelSpec, isa: &str, verdict: &Verdict) -> std::io::Result<bool> {
+fn report(spec: &ModelSpec, computed_on: &str, verdict: &Verdict) -> std::io::Result<bool> {
     let mut out = std::io::stdout().lock();
     for comparison in &verdict.comparisons {
         let Comparison { against, texts, max_error, min_cosine, bar, .. } = comparison;
@@ -131,7 +143,7 @@ fn report(spec: &ModelSpec, isa: &str, verdict: &Verdict) -> std::io::Result<boo
         let plural = if *texts == 1 { "text" } else { "texts" };
         writeln!(
             out,
-            "{}  {dtype}  {isa}  {texts} {plural}  max error {max_error:.1e}  min cosine {cosine}  mean {mean}  bar {bar}  \
+            "{}  {dtype}  {computed_on}  {texts} {plural}  max error {max_error:.1e}  min cosine {cosine}  mean {mean}  bar {bar}  \
              {verdict}  ({against})",
             spec.id,
         )?;

@@ -352,7 +352,7 @@ impl Encoder for CudaEncoder {
     fn company_bound(&self) -> f32 {
         match self.format {
             Format::F32 => 1e-5,
-            // Eight times the other's precision.
+            // Three bits more than bf16.
             Format::F16 => 2e-3,
             Format::Bf16 => 1e-2,
         }

@@ -65,8 +65,10 @@ struct GteConfig {
 
 #[derive(Debug, Deserialize)]
 struct RopeScaling {
-    #[serde(rename = "type", alias = "rope_type")]
-    kind: String,
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    /// The newer name, which may stand beside the older one.
+    rope_type: Option<String>,
     factor: f64,
     mixed_b: Option<f64>,
 }
@@ -83,9 +85,8 @@ fn spec(value: &Value) -> Result<EncoderSpec, ArchError> {
         }
     }
     must_be("logn_attention_scale", config.logn_attention_scale, false)?;
-    let base = config.rope_parameters.unwrap_or_default().base()?.or(config.rope_theta);
     let (head_size, scale) = heads(config.hidden_size, config.num_attention_heads);
-    let mut rotary = rotary("rope_theta", base.unwrap_or(160_000.0))?;
+    let mut rotary = plain_or_linear(&config.rope_parameters.unwrap_or_default(), config.rope_theta)?;
     if let Some(scaling) = &config.rope_scaling {
         slow_down(&mut rotary, scaling, head_size)?;
     }
@@ -115,10 +116,27 @@ fn spec(value: &Value) -> Result<EncoderSpec, ArchError> {
     })
 }
 
+/// transformers' own layout has the rotation of "ntk" as "linear" scaling of a base that has grown already.
+fn plain_or_linear(parameters: &RopeParameters, older_base: Option<f64>) -> Result<RotarySpec, ArchError> {
+    let is_linear = parameters.rope_type.as_deref() == Some("linear");
+    let base = if is_linear { parameters.rope_theta } else { parameters.base()? };
+    let mut rotary = rotary("rope_theta", base.or(older_base).unwrap_or(160_000.0))?;
+    if is_linear {
+        let factor = parameters.factor.unwrap_or(f64::NAN);
+        if !(factor.is_finite() && factor >= 1.0) {
+            let (field, value) = ("rope_parameters.factor", factor.to_string());
+            return Err(ArchError::Impossible { field, value, reason: "expected 1 or more" });
+        }
+        rotary.divisor = single(factor);
+    }
+    Ok(rotary)
+}
+
 /// Fixed "ntk" scaling: the base grows by the factor, and every frequency falls by its 2/d-th power.
 fn slow_down(rotary: &mut RotarySpec, scaling: &RopeScaling, head_size: usize) -> Result<(), ArchError> {
-    if scaling.kind != "ntk" {
-        return Err(unsupported("rope_scaling.type", &scaling.kind));
+    let kind = scaling.rope_type.as_deref().or(scaling.kind.as_deref()).unwrap_or("none");
+    if kind != "ntk" {
+        return Err(unsupported("rope_scaling.type", kind));
     }
     if let Some(exponent) = scaling.mixed_b {
         return Err(unsupported("rope_scaling.mixed_b", exponent));

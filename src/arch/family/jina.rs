@@ -58,7 +58,8 @@ pub fn is_meant(config: &Value) -> bool {
 fn spec(value: &Value) -> Result<EncoderSpec, ArchError> {
     // The same class names, and another network: norms on queries and keys, and weights under other names.
     if let Some(map) = value.get("auto_map").filter(|map| map.to_string().contains(OTHER_CODE)) {
-        return Err(unsupported("auto_map", map));
+        let code = map.get("AutoModel").unwrap_or(map);
+        return Err(unsupported("auto_map", format!("{code} (another network than Jina's other models)")));
     }
     let JinaConfig { feed_forward_type } = read(value)?;
     let config: bert::BertConfig = read(value)?;

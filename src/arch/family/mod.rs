@@ -92,6 +92,8 @@ const fn single(value: f64) -> f32 {
 struct RopeParameters {
     rope_type: Option<String>,
     rope_theta: Option<f64>,
+    /// Of "linear" scaling: what every frequency is divided by.
+    factor: Option<f64>,
 }
 
 impl RopeParameters {

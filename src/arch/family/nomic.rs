@@ -48,24 +48,30 @@ pub const FAMILY: Family = Family {
     remote_classes: &["NomicBert"],
 };
 
-/// Both layouts' fields; which one it is shows in the name of the hidden size.
+/// GPT-2's names of fields, and transformers' own. Repositories have the former, some of both since transformers 5.
+const OLD_NAMES: [(&str, &str); 5] = [
+    ("n_embd", "hidden_size"),
+    ("n_layer", "num_hidden_layers"),
+    ("n_head", "num_attention_heads"),
+    ("n_inner", "intermediate_size"),
+    ("layer_norm_epsilon", "layer_norm_eps"),
+];
+
+/// Both layouts' fields, under transformers' names.
 #[derive(Debug, Deserialize)]
 #[expect(clippy::struct_excessive_bools, reason = "they are the configuration's own switches")]
 struct NomicConfig {
-    #[serde(alias = "n_embd")]
     hidden_size: usize,
-    #[serde(alias = "n_layer")]
     num_hidden_layers: usize,
-    #[serde(alias = "n_head")]
     num_attention_heads: usize,
-    #[serde(alias = "n_inner")]
     intermediate_size: Option<usize>,
     vocab_size: usize,
-    #[serde(alias = "n_positions")]
+    /// Beside `n_positions`, this may be what the model was trained on.
     max_position_embeddings: Option<usize>,
+    n_positions: Option<usize>,
     #[serde(default = "two")]
     type_vocab_size: usize,
-    #[serde(alias = "layer_norm_epsilon", default = "small_epsilon")]
+    #[serde(default = "small_epsilon")]
     layer_norm_eps: f64,
     /// Of transformers' layout.
     hidden_act: Option<String>,
@@ -97,12 +103,26 @@ struct NomicConfig {
     num_experts: usize,
 }
 
+fn with_new_names(value: &Value) -> Value {
+    let mut value = value.clone();
+    if let Some(fields) = value.as_object_mut() {
+        for (old, new) in OLD_NAMES {
+            if let Some(found) = fields.remove(old)
+                && fields.get(new).is_none_or(Value::is_null)
+            {
+                fields.insert(new.to_owned(), found);
+            }
+        }
+    }
+    value
+}
+
 const fn two() -> usize {
     2
 }
 
 fn spec(value: &Value) -> Result<EncoderSpec, ArchError> {
-    let config: NomicConfig = read(value)?;
+    let config: NomicConfig = read(&with_new_names(value))?;
     refuse_variants(&config)?;
     let (head_size, scale) = heads(config.hidden_size, config.num_attention_heads);
     if config.head_dim.is_some_and(|size| size != head_size) {
@@ -116,7 +136,7 @@ fn spec(value: &Value) -> Result<EncoderSpec, ArchError> {
     };
     let base = config.rope_parameters.unwrap_or_default().base()?.or(config.rotary_emb_base).unwrap_or(1000.0);
     let layer = LayerSpec { window: None, rotary: Some(rotary("rotary_emb_base", base)?) };
-    let max_tokens = config.max_position_embeddings.unwrap_or(2048);
+    let max_tokens = config.max_position_embeddings.max(config.n_positions).unwrap_or(2048);
     Ok(EncoderSpec {
         hidden_size: config.hidden_size,
         n_heads: config.num_attention_heads,

@@ -81,6 +81,9 @@ fn every_unimplemented_option_is_refused_by_name_and_value() {
         ("new", json!({"rope_scaling": {"type": "linear", "factor": 2.0}}), "rope_scaling.type = linear"),
         ("new", json!({"rope_scaling": {"type": "ntk", "factor": 2.0, "mixed_b": 0.5}}), "mixed_b = 0.5"),
         ("new", json!({"rope_scaling": {"type": "ntk", "factor": 0.0}}), "rope_scaling.factor = 0"),
+        ("new", json!({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}), "rope_scaling.type = yarn"),
+        ("gte", json!({"rope_parameters": {"rope_type": "yarn"}}), "rope_type = yarn"),
+        ("gte", json!({"rope_parameters": {"rope_type": "linear"}}), "rope_parameters.factor = "),
         ("jina", json!({"feed_forward_type": "swiglu"}), "feed_forward_type = swiglu"),
     ];
     for (model_type, change, expected) in cases {
@@ -117,6 +120,29 @@ fn positions_and_limits_follow_the_family() {
     assert_eq!(t5.distance_bias, Some(DistanceBiasSpec::Buckets { count: 32, max_distance: 128 }));
     // U-08: fewer positions than the first token's row leave no token at all, which `load` refuses.
     assert_eq!(spec(&with(plain("roberta"), &json!({"max_position_embeddings": 1}))).unwrap().max_tokens, 0);
+}
+
+// nomic-embed-text-v1.5 since April 2026: GPT-2's names, and some of transformers' own beside them.
+#[test]
+fn a_field_of_nomic_may_stand_there_under_both_of_its_names() {
+    let old = json!({"model_type": "nomic_bert", "n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 64, "n_positions": 96,
+        "vocab_size": 100, "layer_norm_epsilon": 1e-5, "activation_function": "swiglu", "rotary_emb_base": 1000.0});
+    let expected = spec(&old).unwrap();
+    assert_eq!((expected.max_tokens, expected.intermediate_size, expected.norm.epsilon), (96, 64, 1e-5));
+    let both = json!({"max_position_embeddings": 48, "max_trained_positions": 48, "hidden_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "intermediate_size": null, "layer_norm_eps": 1e-5,
+        "rope_parameters": {"rope_theta": 1000.0, "rope_type": "default"}});
+    assert_eq!(spec(&with(old, &both)).unwrap(), expected);
+}
+
+// As in transformers' own conversion.
+#[test]
+fn the_rotation_of_gte_may_be_written_as_linear() {
+    let of = |changes: &Value| spec(&with(plain("gte"), changes)).unwrap().layers[0].rotary.unwrap();
+    let rope = of(&json!({"rope_parameters": {"rope_type": "linear", "rope_theta": 50_000.0, "factor": 2.5}}));
+    assert_eq!((rope.base, rope.divisor), (50_000.0, 2.5));
+    let both = of(&json!({"rope_theta": 10_000.0, "rope_scaling": {"type": "ntk", "rope_type": "ntk", "factor": 2.0}}));
+    assert_eq!(both.base.to_bits(), 20_000_f32.to_bits());
 }
 
 // As in the model's own code: absent is 10,000, null is what the global layers have.

@@ -26,8 +26,8 @@ impl ApiError {
                 format!("This API key is limited to some models and does not have access to {path}.")
             }
             Self::HostNotAllowed { host } => format!(
-                "Host '{}' is not allowed. Without keys this server answers to localhost only; start it with --api-key \
-                 to serve others.",
+                "Host '{}' is not allowed. Without keys this server answers to localhost and --allowed-hosts only; start \
+                 it with --api-key to serve others.",
                 echo(host)
             ),
             Self::OriginNotAllowed { origin } => format!(

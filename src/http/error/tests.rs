@@ -104,8 +104,8 @@ async fn rows_of_the_table() {
             INVALID,
             None,
             Some("host_not_allowed"),
-            "Host 'h' is not allowed. Without keys this server answers to localhost only; start it with --api-key to serve \
-             others.",
+            "Host 'h' is not allowed. Without keys this server answers to localhost and --allowed-hosts only; start it with \
+             --api-key to serve others.",
         ),
         (
             ApiError::OriginNotAllowed { origin: "o".to_owned() },

@@ -100,6 +100,12 @@ impl Pulse {
         self.lock().has_seen_length
     }
 
+    /// Whether the client has asked for nothing for so long.
+    pub fn is_idle_since(&self, time: Duration) -> bool {
+        let Phase::Idle { until } = self.lock().phase else { return false };
+        until.saturating_duration_since(Instant::now()) + time <= self.idle_timeout
+    }
+
     /// Returns when a phase has lasted too long.
     pub async fn expired(&self) -> Expired {
         let mut sleep: Option<Pin<Box<Sleep>>> = None;
@@ -211,6 +217,22 @@ mod tests {
         assert_eq!(expires(&pulse).await, (Expired::Head, 10));
         pulse.leave();
         assert_eq!(pulse.expired().await, Expired::Head);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_is_idle_after_its_answer_only() {
+        let (pulse, second) = (pulse(), Duration::from_secs(1));
+        tokio::time::advance(second).await;
+        assert!(!pulse.is_idle_since(second), "its first request is due");
+        pulse.answering();
+        tokio::time::advance(second).await;
+        assert!(!pulse.is_idle_since(second));
+        drop(Arc::clone(&pulse).until_sent(Body::empty()));
+        assert!(!pulse.is_idle_since(second));
+        tokio::time::advance(second).await;
+        assert!(pulse.is_idle_since(second));
+        pulse.received(b"P");
+        assert!(!pulse.is_idle_since(second));
     }
 
     #[tokio::test]

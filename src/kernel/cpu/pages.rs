@@ -1,7 +1,7 @@
 //! Memory that kernels stream through: zeroed, aligned to cache lines, on huge pages where the system grants them.
 //!
-//! Hardware prefetchers stop at page borders, and a weight of hundreds of megabytes needs a hundred thousand small pages
-//! and eighty large ones. Most systems give huge pages only on request (`madvise`), and only to a range that holds a whole
+//! Hardware prefetchers stop at page borders, and a weight of 400 MiB needs a hundred thousand small pages or two hundred
+//! large ones. Most systems give huge pages only on request (`madvise`), and only to a range that holds a whole
 //! one: matrices of a megabyte get them when they lie side by side, in an [`Arena`].
 
 use std::marker::PhantomData;

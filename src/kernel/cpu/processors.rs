@@ -1,8 +1,8 @@
 //! Keeps the threads of one pass on processors of their own.
 //!
 //! Whoever is woken may be put in the queue of the processor that woke it, although another one is idle: a kernel does that
-//! to keep few processors awake, above all in virtual machines. Two members of a team then take turns, at each of the some
-//! dozens of waits of a pass, and nothing is gained by two. The kernel's own balancing comes after milliseconds, when a
+//! to keep few processors awake, above all in virtual machines. Two members of a team then take turns, at each of the dozens
+//! of waits of a pass, and nothing is gained by two. The kernel's own balancing comes after milliseconds, when a
 //! query is over.
 
 use std::sync::atomic::AtomicU64;

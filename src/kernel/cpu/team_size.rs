@@ -1,6 +1,6 @@
 //! How many threads compute a small batch together where others want the same processors.
 //!
-//! A team is as slow as its latest member, at each of the some dozens of waits of a pass. On an idle machine that is
+//! A team is as slow as its latest member, at each of the dozens of waits of a pass. On an idle machine that is
 //! microseconds. Where other programs compute, a member that lost its processor comes back after theirs had their turn,
 //! milliseconds later, and a query takes a hundred times as long as one thread would need. So passes in which someone
 //! came that late halve the next teams, down to one thread, which waits for nobody; after a while they grow again. One

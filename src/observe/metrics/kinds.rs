@@ -7,7 +7,6 @@ pub enum Refusal {
     /// It would have waited too long.
     Late,
     Loading,
-    Draining,
     Dead,
 }
 
@@ -17,7 +16,6 @@ pub enum BatchFailure {
     Oom,
     Device,
     Panic,
-    NonFinite,
 }
 
 /// Why a batch is tried again in halves.
@@ -57,7 +55,6 @@ pub enum PanicThread {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ModelState {
     Loading,
-    Warming,
     Ready,
     Degraded,
     Dead,
@@ -75,28 +72,26 @@ pub enum UnloadReason {
 }
 
 impl Refusal {
-    pub(super) const ALL: [Self; 5] = [Self::Full, Self::Late, Self::Loading, Self::Draining, Self::Dead];
+    pub(super) const ALL: [Self; 4] = [Self::Full, Self::Late, Self::Loading, Self::Dead];
 
     pub(super) const fn label(self) -> &'static str {
         match self {
             Self::Full => "full",
             Self::Late => "late",
             Self::Loading => "loading",
-            Self::Draining => "draining",
             Self::Dead => "dead",
         }
     }
 }
 
 impl BatchFailure {
-    pub(super) const ALL: [Self; 4] = [Self::Oom, Self::Device, Self::Panic, Self::NonFinite];
+    pub(super) const ALL: [Self; 3] = [Self::Oom, Self::Device, Self::Panic];
 
     pub(super) const fn label(self) -> &'static str {
         match self {
             Self::Oom => "oom",
             Self::Device => "device",
             Self::Panic => "panic",
-            Self::NonFinite => "non_finite",
         }
     }
 }
@@ -151,13 +146,11 @@ impl PanicThread {
 }
 
 impl ModelState {
-    pub(super) const ALL: [Self; 6] =
-        [Self::Loading, Self::Warming, Self::Ready, Self::Degraded, Self::Dead, Self::Unloaded];
+    pub(super) const ALL: [Self; 5] = [Self::Loading, Self::Ready, Self::Degraded, Self::Dead, Self::Unloaded];
 
     pub(super) const fn label(self) -> &'static str {
         match self {
             Self::Loading => "loading",
-            Self::Warming => "warming",
             Self::Ready => "ready",
             Self::Degraded => "degraded",
             Self::Dead => "dead",

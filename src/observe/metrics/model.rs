@@ -66,7 +66,9 @@ impl ModelMetrics {
         for gauges in limits {
             zero(gauges, &own());
         }
-        for counters in [&table.isolations_refused, &table.rows_quarantined, &table.model_restarts] {
+        for counters in
+            [&table.isolations_refused, &table.rows_non_finite, &table.rows_quarantined, &table.model_restarts]
+        {
             zero(counters, &own());
         }
         for result in CanaryResult::ALL {
@@ -77,9 +79,6 @@ impl ModelMetrics {
         }
         for encoding in ArrayReading::ALL {
             zero(&table.token_arrays, &with("encoding", encoding.label()));
-        }
-        for outcome in ["recovered", "failed"] {
-            zero(&table.rows_non_finite, &with("outcome", outcome));
         }
         for reason in Split::ALL {
             zero(&table.batch_splits, &with("reason", reason.label()));
@@ -182,7 +181,7 @@ impl ModelMetrics {
     }
 
     pub fn row_non_finite(&self) {
-        self.table.rows_non_finite.get_or_create(&self.with("outcome", "failed")).inc();
+        self.table.rows_non_finite.get_or_create(&self.own()).inc();
     }
 
     pub fn parsed(&self, took: Duration) {

@@ -133,6 +133,7 @@ fn http_config() -> HttpConfig {
         api_keys: Vec::new(),
         insecure: false,
         cors_origins: Vec::new(),
+        allowed_hosts: Vec::new(),
         max_body_bytes: 32 << 20,
         max_bodies_bytes: 256 << 20,
         max_answers_bytes: 256 << 20,

@@ -94,6 +94,7 @@ fn config(keys: Vec<&str>) -> HttpConfig {
         api_keys: keys.into_iter().map(key).collect(),
         insecure: false,
         cors_origins: Vec::new(),
+        allowed_hosts: Vec::new(),
         max_body_bytes: 16 << 10,
         max_bodies_bytes: 256 << 10,
         max_answers_bytes: 256 << 10,
