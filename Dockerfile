@@ -62,11 +62,15 @@ RUN if [ -n "$MODELS" ]; then \
       && rm -rf /var/lib/apt/lists/*; \
     fi
 COPY --from=fetcher /out/embedserve /usr/local/bin/embedserve
-ENV EMBEDSERVE_CACHE_DIR=/var/cache/embedserve
-# Split into words on purpose: each is one model.
+ENV XDG_CACHE_HOME=/var/cache/embedserve
+# A token for models that need one comes with --secret id=hf_token,env=HF_TOKEN. MODELS is split into words on purpose: each
+# is one model. Any user of group 0 may write, as platforms that choose the user themselves want it.
 # hadolint ignore=SC2086
-RUN mkdir -p "$EMBEDSERVE_CACHE_DIR" \
-    && if [ -n "$MODELS" ]; then embedserve models pull $MODELS; fi
+RUN --mount=type=secret,id=hf_token \
+    if [ -f /run/secrets/hf_token ]; then export HF_TOKEN_PATH=/run/secrets/hf_token; fi \
+    && mkdir -p "$XDG_CACHE_HOME" \
+    && if [ -n "$MODELS" ]; then embedserve models pull $MODELS; fi \
+    && chmod -R g=u "$XDG_CACHE_HOME"
 
 
 FROM debian:bookworm-slim AS runtime
@@ -76,12 +80,12 @@ LABEL org.opencontainers.image.title="embedserve" \
 # By number, so that an orchestrator can see that it is not root.
 RUN groupadd --system --gid 10001 embedserve \
     && useradd --system --uid 10001 --gid 10001 --home-dir /var/cache/embedserve --shell /usr/sbin/nologin embedserve
-COPY --from=models --chown=10001:10001 /var/cache/embedserve /var/cache/embedserve
+COPY --from=models --chown=10001:0 /var/cache/embedserve /var/cache/embedserve
 USER 10001:10001
 WORKDIR /var/cache/embedserve
+# The port is the server's own default, and the cache is named as every program's: PORT, HF_HOME and the rest go before both.
 ENV EMBEDSERVE_HOST=0.0.0.0 \
-    EMBEDSERVE_PORT=8080 \
-    EMBEDSERVE_CACHE_DIR=/var/cache/embedserve \
+    XDG_CACHE_HOME=/var/cache/embedserve \
     LOG_FORMAT=json
 VOLUME /var/cache/embedserve
 EXPOSE 8080

@@ -20,6 +20,8 @@ use embedserve::arch::{self, Encoder};
 use embedserve::cli::Cli;
 use embedserve::config::{self, Environment};
 use embedserve::kernel::{Compute, Isa, Precision, Target};
+use embedserve::load::describe;
+use embedserve::load::work::Work;
 use embedserve::observe::progress::LoadProgress;
 use embedserve::threads::{self, Threads};
 use embedserve::tokenize::load::{ids, load};
@@ -59,12 +61,11 @@ pub fn run() {
         models.push((precision, arch::load(&value, files, &Target::Cpu, compute, pool.pool()).expect("our model")));
     }
     let spec = &models.first().expect("a precision").1.spec;
-    let linear = 2 * spec.n_layers() * (4 * spec.hidden_size.pow(2) + 2 * spec.hidden_size * spec.intermediate_size);
-    let attention = 4 * spec.n_layers() * spec.hidden_size;
+    let work = Work::of(spec);
 
     for (name, rows) in workloads(&folder) {
         let tokens: usize = rows.iter().map(Vec::len).sum();
-        let flops: f64 = rows.iter().map(|row| (row.len() * (linear + attention * row.len())) as f64).sum();
+        let flops: f64 = rows.iter().map(|row| work.flops(row.len())).sum();
         let mut engines: Vec<(&str, Precision)> = models.iter().map(|(precision, _)| (OURS, *precision)).collect();
         let mut ours: Vec<_> = models.iter_mut().map(|(_, model)| || packed(model.encoder.as_mut(), &rows)).collect();
         let mut contenders: Vec<&mut dyn FnMut()> = ours.iter_mut().map(|run| run as &mut dyn FnMut()).collect();
@@ -85,7 +86,7 @@ pub fn run() {
                 "tokens_per_s": (tokens as f64 / seconds).round(),
                 "ms": (seconds * 1e5).round() / 1e2,
                 "percent_of_peak": (1000.0 * flops / seconds / peak).round() / 10.0,
-                "first_over_this": (100.0 * seconds / medians[0]).round() / 100.0,
+                "time_over_first": (100.0 * seconds / medians[0]).round() / 100.0,
             });
             println!("{figures}");
         }
@@ -129,7 +130,9 @@ fn folder() -> PathBuf {
     let arguments = Cli::parse_from(["embedserve"]).serve;
     let sources = config::source(&arguments.source, &Environment::of_process()).expect("settings");
     let spec = catalog::resolve(config::DEFAULT_MODEL, &catalog::builtin().expect("catalogue")).expect("default model");
-    source::obtain(&spec, &sources, &LoadProgress::default(), &AtomicBool::new(false)).expect("weights").path
+    source::obtain((&spec, describe::judge), &sources, &LoadProgress::default(), &AtomicBool::new(false))
+        .expect("weights")
+        .path
 }
 
 /// Our way: batches by tokens, nothing padded.
@@ -138,8 +141,9 @@ fn packed(encoder: &mut dyn Encoder, rows: &[Vec<u32>]) {
     while !waiting.is_empty() {
         let mut left = BATCH_TOKENS;
         let fits = |row: &&Vec<u32>| {
+            let fits = left >= row.len();
             left = left.saturating_sub(row.len());
-            left > 0
+            fits
         };
         let n = waiting.iter().take_while(fits).count().max(1);
         let batch = PackedBatch::new(waiting[..n].iter().map(Vec::as_slice));

@@ -84,9 +84,9 @@ pub enum ModelsCommand {
 
 #[derive(Debug, Args)]
 pub struct HealthArgs {
-    /// Address of the server
-    #[arg(long, env = "EMBEDSERVE_HEALTH_HOST", default_value = "127.0.0.1")]
-    pub host: String,
+    /// Address of the server [default: 127.0.0.1, or $EMBEDSERVE_HOST]
+    #[arg(long, env = "EMBEDSERVE_HEALTH_HOST")]
+    pub host: Option<String>,
     /// Port of the server [default: 8080, or $EMBEDSERVE_PORT, or $PORT]
     #[arg(long, short = 'p')]
     pub port: Option<u16>,
@@ -227,11 +227,14 @@ pub struct ServerArgs {
     /// Time for a client to take the next 128 KiB of its answer
     #[arg(long, env = "EMBEDSERVE_WRITE_TIMEOUT", default_value = "30s", value_parser = duration, value_name = "TIME")]
     pub write_timeout: Duration,
+    /// Time for a client to take its whole answer
+    #[arg(long, env = "EMBEDSERVE_ANSWER_TIMEOUT", default_value = "300s", value_parser = duration, value_name = "TIME")]
+    pub answer_timeout: Duration,
     /// After SIGTERM: time in which the server says it is not ready and still accepts
     #[arg(long, env = "EMBEDSERVE_DRAIN_DELAY", default_value = "3s", value_parser = duration, value_name = "TIME")]
     pub drain_delay: Duration,
     /// After that: time for accepted requests to finish
-    #[arg(long, env = "EMBEDSERVE_DRAIN_GRACE", default_value = "25s", value_parser = duration, value_name = "TIME")]
+    #[arg(long, env = "EMBEDSERVE_DRAIN_GRACE", default_value = "22s", value_parser = duration, value_name = "TIME")]
     pub drain_grace: Duration,
 }
 
@@ -293,7 +296,7 @@ pub struct BatchArgs {
     pub max_batch_rows: Option<usize>,
     /// Rows that may wait, each model
     #[arg(long, visible_aliases = ["max-concurrent-requests", "max-queue"], env = "EMBEDSERVE_QUEUE_ROWS",
-          default_value_t = 4096, value_name = "N")]
+          default_value_t = 16384, value_name = "N")]
     pub queue_rows: usize,
     /// Tokens that may wait, each model
     #[arg(long, env = "EMBEDSERVE_QUEUE_TOKENS", default_value_t = 1_000_000, value_name = "TOKENS")]
@@ -334,7 +337,7 @@ pub struct LogArgs {
     #[arg(long, env = "EMBEDSERVE_LOG_LEVEL", value_name = "LEVEL")]
     pub log_level: Option<String>,
     /// text or json [default: text, or $LOG_FORMAT]
-    #[arg(long, env = "EMBEDSERVE_LOG_FORMAT", value_enum)]
+    #[arg(long, env = "EMBEDSERVE_LOG_FORMAT", value_enum, ignore_case = true)]
     pub log_format: Option<LogFormatArg>,
 }
 

@@ -36,10 +36,8 @@ fn main() -> ExitCode {
             return if asked_for { ExitCode::SUCCESS } else { ExitCode::from(USAGE) };
         }
     };
-    let log = log::Unwritten;
-    let outcome = app::run(cli, &environment);
-    drop(log);
-    match outcome {
+    let _log = log::Unwritten;
+    match app::run(cli, &environment) {
         Ok(code) => code,
         Err(error) => {
             if reader_has_left(&error) {

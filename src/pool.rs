@@ -123,7 +123,7 @@ impl Head {
     ) -> Result<Vec<std::result::Result<FiniteRow, NonFinite>>> {
         let width = pooled.len() / shapes.len().max(1);
         let mut vectors = Vectors { values: pooled, width };
-        // Checked here too: a ReLU behind it would turn a NaN into a plausible zero.
+        // Checked here too: a Tanh behind it would turn an infinity into a plausible 1, and a ReLU one into 0.
         let finite: Vec<bool> = vectors.rows().map(are_finite).collect();
         for step in &self.steps {
             match step {

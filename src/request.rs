@@ -66,6 +66,18 @@ pub enum RawInputs {
     Tokens { single: bool, arrays: Vec<Vec<i64>> },
 }
 
+impl RawInputs {
+    /// Memory that they take, in bytes.
+    pub fn size_bytes(&self) -> usize {
+        match self {
+            Self::Texts { texts, .. } => texts.iter().map(|text| text.len() + size_of::<String>()).sum(),
+            Self::Tokens { arrays, .. } => {
+                arrays.iter().map(|ids| size_of_val(ids.as_slice()) + size_of::<Vec<i64>>()).sum()
+            }
+        }
+    }
+}
+
 impl Default for RawInputs {
     fn default() -> Self {
         Self::Texts { single: false, texts: Vec::new() }
@@ -98,7 +110,7 @@ pub struct RequestLimits {
     pub max_prompt_bytes: usize,
 }
 
-/// Which end of an over-long input is kept... and which is cut.
+/// The end of an over-long input that is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
     /// Cut the end: the first tokens stay.

@@ -3,7 +3,8 @@
 //! Receives paths that `source` has verified and never looks for files itself. Everything is checked before a byte is
 //! interpreted: the header's size, every expected name, shape and dtype; and afterwards that nothing which looks like
 //! part of the encoder was left unread, because a tensor that the configuration does not explain means that the
-//! vectors would be wrong. Stored f32, f16 and bf16 are accepted; all arithmetic is f32.
+//! vectors would be wrong. Stored f32, f16 and bf16 are accepted and widened to f32;
+//! the kernels narrow them again where another number format is asked for.
 
 #![expect(unsafe_code, reason = "one memory mapping of a verified file, and giving its pages back")]
 

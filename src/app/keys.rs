@@ -43,7 +43,9 @@ impl Running {
     /// # Errors
     /// A file that cannot be used; nothing has changed.
     pub fn reload_keys(&self) -> Result<usize, ConfigError> {
-        let keys = self.config.keys.read(&self.config.names)?;
+        let keys = self.config.keys.read(&self.config.names);
+        self.engine.metrics.keys_reloaded(keys.is_ok());
+        let keys = keys?;
         http::replace_keys(&self.keys, &keys, &self.engine.metrics);
         Ok(keys.len())
     }

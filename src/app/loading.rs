@@ -19,11 +19,11 @@ use crate::app::memory as own_memory;
 use crate::app::watch::Alarm;
 use crate::config::Config;
 use crate::engine::residency::{Step, Why};
-use crate::engine::{Doorbell, Engine, FailedAt, Failure, Slot, SlotState};
-use crate::load::{self, Loaded, Shared, memory};
+use crate::engine::{Doorbell, Engine, FailedAt, Failure, Memory, Slot, SlotState};
+use crate::load::{self, Loaded, Shared, describe, memory};
 use crate::observe::metrics::UnloadReason;
 use crate::runner::Health;
-use crate::source::{self, ModelFolder, SourceError};
+use crate::source::{self, Cause, ModelFolder, SourceError};
 use restart::{Fate, Restarts};
 
 /// The back-off of a failed model grows up to this many times its first value.
@@ -81,7 +81,7 @@ pub(super) fn start(
     alarm: &Arc<Alarm>,
 ) -> std::io::Result<Loading> {
     let (sender, outcome) = watch::channel(StartOutcome::Working);
-    let memory_limit = own_memory::limit(&config);
+    let memory_limit = shared.memory_limit;
     let loader = Arc::new(Loader {
         engine: Arc::clone(engine),
         config,
@@ -148,11 +148,19 @@ impl Loader {
     /// One model's files; returns when to try again.
     fn fetch(&self, index: usize) -> Option<Instant> {
         let slot = &self.engine.slots()[index];
-        let folder = match source::obtain(&slot.spec, &self.config.source, &slot.progress, &self.stop) {
-            Ok(folder) => folder,
-            Err(SourceError::Stopped) => return None,
-            Err(error) => return Some(self.failed(index, FailedAt::Files, &chain(error))),
-        };
+        let folder =
+            match source::obtain((&slot.spec, describe::judge), &self.config.source, &slot.progress, &self.stop) {
+                Ok(folder) => folder,
+                Err(error) => {
+                    let SourceError::Unavailable { attempts, .. } = &error else { return None };
+                    for attempt in attempts {
+                        self.engine.metrics.source_failed(&slot.spec.id, attempt.source);
+                    }
+                    let changes = attempts.iter().any(|attempt| !matches!(attempt.cause, Cause::Useless { .. }));
+                    let due = self.failed(index, FailedAt::Files, &chain(error));
+                    return changes.then_some(due);
+                }
+            };
         let limit = self.config.residency.max_bytes.unwrap_or(u64::MAX);
         match memory::estimate(&folder.path, slot.spec.precision()) {
             Ok(needed) if needed > limit => {
@@ -160,10 +168,11 @@ impl Loader {
                 self.failed(index, FailedAt::Load, &reason);
             }
             Ok(needed) => {
+                let tokenizer_bytes = memory::tokenizer(&folder.path);
                 // The only place that sets it, once.
                 let _ = self.models[index].folder.set(folder);
                 slot.progress.enter("waiting".to_owned(), 0);
-                slot.set_files(needed);
+                slot.set_files(Memory { weight_bytes: needed, tokenizer_bytes, scratch_bytes: 0 });
                 self.check_memory();
             }
             Err(error) => {

@@ -3,8 +3,8 @@
 //!
 //! On GPUs, weights and batches lie in their memory and count for nothing here.
 //!
-//! What is added up: the weights that may be in memory at once, the intermediate values of one full batch of each loaded
-//! model, full queues, and the process itself. Request bodies and answers have bounds of their own and are rarely all
+//! What is added up: the weights and the tokenizers that may be in memory at once, the intermediate values of one full batch of
+//! each loaded model, full queues, and the process itself. Request bodies and answers have bounds of their own and are rarely all
 //! there at once: they count for the warning alone.
 
 use std::path::Path;
@@ -12,7 +12,7 @@ use std::path::Path;
 use crate::config::Config;
 use crate::engine::{Engine, Memory, SlotState};
 
-/// The process without models: code, runtime, token tables, allocator.
+/// The process without models: code, runtime, allocator.
 const PROCESS_BYTES: u64 = 64 << 20;
 /// A waiting row beside its ids: its place in the queue, its part of the answer.
 const ROW_BYTES: u64 = 256;
@@ -25,6 +25,7 @@ const GROUPS: &str = "sys/fs/cgroup";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Need {
     weights: u64,
+    tokenizers: u64,
     scratch: u64,
     queues: u64,
 }
@@ -46,10 +47,11 @@ pub(super) fn check(engine: &Engine, config: &Config, limit: Option<u64>) -> Res
     let need = Need::of(engine, config);
     match limit {
         Some(limit) if need.total() > limit => Err(format!(
-            "{} MiB are needed (weights {}, batches {}, queues {}, process {}) and {} MiB may be used: serve fewer or \
+            "{} MiB are needed (weights {}, tokenizers {}, batches {}, queues {}, process {}) and {} MiB may be used: serve fewer or \
              smaller models, lower --max-loaded-models, --max-batch-tokens or --queue-tokens, or set --memory-limit",
             need.total() >> 20,
             need.weights >> 20,
+            need.tokenizers >> 20,
             need.scratch >> 20,
             need.queues >> 20,
             PROCESS_BYTES >> 20,
@@ -98,19 +100,20 @@ impl Need {
         let queue = (config.batch.queue_tokens as u64).saturating_mul(ID_BYTES);
         let queue = queue.saturating_add((config.batch.queue_rows as u64).saturating_mul(ROW_BYTES));
         let n_loaded = residency.max_models.unwrap_or(models.len()).min(models.len());
-        let here = |bytes: fn(&Memory) -> u64| {
-            if on_host { largest(models.iter().map(bytes).collect(), n_loaded) } else { 0 }
-        };
+        let most = |bytes: fn(&Memory) -> u64| largest(models.iter().map(bytes).collect(), n_loaded);
+        let here = |bytes: fn(&Memory) -> u64| if on_host { most(bytes) } else { 0 };
         let weights = here(|model| model.weight_bytes);
         Self {
             weights: residency.max_bytes.map_or(weights, |limit| weights.min(limit)),
+            tokenizers: most(|model| model.tokenizer_bytes),
             scratch: here(|model| model.scratch_bytes),
             queues: queue.saturating_mul(n_loaded as u64),
         }
     }
 
     const fn total(&self) -> u64 {
-        self.weights.saturating_add(self.scratch).saturating_add(self.queues).saturating_add(PROCESS_BYTES)
+        let models = self.weights.saturating_add(self.tokenizers).saturating_add(self.scratch);
+        models.saturating_add(self.queues).saturating_add(PROCESS_BYTES)
     }
 }
 

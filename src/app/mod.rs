@@ -21,7 +21,7 @@ use std::process::ExitCode;
 
 use crate::cli::{BundleCommand, Cli, Command, ModelsCommand};
 use crate::config::{self, Environment};
-use crate::observe::log;
+use crate::observe::log::{self, LogFormat};
 
 pub use serve::{End, Running, start};
 pub use watch::{Alarm, Watch};
@@ -85,8 +85,12 @@ pub fn run(cli: Cli, environment: &Environment) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Tells the person at the terminal why the process ends: one line, the causes after colons.
+/// Says why the process ends, the causes after colons: to a program as a line of the log, to a person as it is.
 pub fn complain(error: &anyhow::Error) {
+    if log::format() == Some(LogFormat::Json) && tracing::enabled!(tracing::Level::ERROR) {
+        tracing::error!(error = format!("{error:#}"), "stopped");
+        return;
+    }
     // A closed stderr must not turn an error into a panic.
     let _ = writeln!(std::io::stderr(), "embedserve: {error:#}");
 }

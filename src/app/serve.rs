@@ -51,12 +51,34 @@ pub(super) fn run(args: &ServeArgs, environment: &Environment) -> anyhow::Result
         writeln!(std::io::stdout(), "{}\n{}", config.describe(), memory_estimate(&config))?;
         return Ok(ExitCode::SUCCESS);
     }
+    allow_descriptors(&config);
     let runtime = runtime()?;
     let code = runtime.block_on(serve(config))?;
     // A blocking task that is still running must not keep a drained process alive.
     runtime.shutdown_timeout(Duration::from_millis(200));
     Ok(code)
 }
+
+/// Raises the soft limit on open files to the hard one: it is often 1,024, as many as there may be connections, and none
+/// would be left for models and keys. The hard limit is the operator's word.
+fn allow_descriptors(config: &Config) {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        limit.current = limit.maximum;
+        if let Err(error) = setrlimit(Resource::Nofile, limit) {
+            tracing::debug!(%error, "the limit on open files stays as it is");
+            limit = getrlimit(Resource::Nofile);
+        }
+    }
+    let (may_open, max_connections) = (limit.current.unwrap_or(u64::MAX), config.http.max_connections);
+    if may_open < (max_connections as u64).saturating_add(OTHER_DESCRIPTORS) {
+        tracing::warn!(may_open, max_connections, "open files are limited to fewer than --max-connections needs");
+    }
+}
+
+/// Files and sockets beside connections: epoll, eventfd, logs, a model's files while it is loaded.
+const OTHER_DESCRIPTORS: u64 = 64;
 
 /// The asynchronous runtime of a server.
 pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
@@ -169,6 +191,7 @@ pub fn start(config: Config, listener: TcpListener) -> anyhow::Result<Running> {
         metrics: Arc::clone(&metrics),
         isa: config.batch.isa,
         notes: Notes::new(&config.source),
+        memory_limit: super::memory::limit(&config),
     };
     let engine = Arc::new(Engine::with(config.names.clone(), metrics, policy(config.residency)));
 
@@ -257,7 +280,7 @@ impl Running {
     }
 }
 
-/// What an operator reads first: the address, and what is being loaded.
+/// What an operator reads first: the address, where it computes, and what is open to strangers.
 fn announce(running: &Running) {
     let config = &running.config;
     tracing::info!(

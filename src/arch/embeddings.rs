@@ -27,6 +27,11 @@ impl Embeddings {
             types => {
                 let mut table = weights.take("embeddings.token_type.weight", &[types, width])?;
                 table.truncate(width);
+                if spec.task_types > 0 {
+                    // Every token takes the first row of both tables, so only their sum is kept.
+                    let tasks = weights.take("embeddings.task_type.weight", &[spec.task_types, width])?;
+                    table.iter_mut().zip(tasks).for_each(|(value, task)| *value += task);
+                }
                 Some(table)
             }
         };

@@ -100,9 +100,9 @@ pub trait Encoder: Send {
 #[derive(Debug)]
 #[must_use = "it takes the place of another pass until it is collected"]
 pub enum Submitted {
-    /// And is done.
+    /// Computed already: the pooled rows.
     Done(Vec<f32>),
-    /// By a number that the encoder knows it by.
+    /// Still computing, under this number of the encoder's.
     UnderWay(usize),
 }
 
@@ -127,6 +127,8 @@ pub enum ArchError {
     Config { reason: String },
     #[error("config.json: {field} = {} is not implemented", shown(.value))]
     Unsupported { field: &'static str, value: String },
+    #[error("config.json: model_type = {} is not implemented; served are: {known}", shown(.found))]
+    Family { found: String, known: String },
     #[error("config.json: {field} = {} is impossible: {reason}", shown(.value))]
     Impossible { field: &'static str, value: String, reason: &'static str },
     #[error("config.json: {field} = {value} has no kernel on GPUs: use --device cpu, or another --dtype")]
@@ -209,8 +211,7 @@ impl Described {
         if let Some(value) = config.get("quantization_config").filter(|value| !value.is_null()) {
             return Err(ArchError::Unsupported { field: "quantization_config", value: value.to_string() });
         }
-        let unknown = || ArchError::Unsupported { field: "model_type", value: architecture.to_owned() };
-        let family = family::find(architecture, config).ok_or_else(unknown)?;
+        let family = family::find(architecture, config)?;
         refuse_remote_code(config, family.remote_classes)?;
         let spec = (family.spec)(config)?;
         Ok(Self { spec, architecture: architecture.to_owned(), family })
@@ -238,6 +239,7 @@ impl Described {
             ArchError::Weights(error) => ArchError::Weights(in_stored_words(error)),
             other @ (ArchError::Config { .. }
             | ArchError::Unsupported { .. }
+            | ArchError::Family { .. }
             | ArchError::Impossible { .. }
             | ArchError::NoKernel { .. }
             | ArchError::NoInt8
@@ -325,7 +327,7 @@ pub fn check_sizes(spec: &EncoderSpec, weight_files: &[PathBuf]) -> Result<(), A
             return impossible(field, value.to_string(), "out of range");
         }
     }
-    if spec.position_table.is_some_and(|table| table.rows > LIMIT) || spec.token_types > LIMIT {
+    if spec.position_table.is_some_and(|table| table.rows > LIMIT) || spec.token_types.max(spec.task_types) > LIMIT {
         return impossible("max_position_embeddings or type_vocab_size", "huge".to_owned(), "out of range");
     }
     // T5 alone names the head size itself; for all others it is a quotient.

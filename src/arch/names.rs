@@ -2,7 +2,7 @@
 //!
 //! | role | shape |
 //! |---|---|
-//! | `embeddings.{word,position,token_type}.weight` | `[rows, hidden]` |
+//! | `embeddings.{word,position,token_type,task_type}.weight` | `[rows, hidden]` |
 //! | `embeddings.norm`, `norm` (after the last layer) | `[hidden]` |
 //! | `distance_bias.weight` | `[buckets, heads]` |
 //! | `layers.N.attention.{query,key,value}`, or `qkv` stacked in this order | `[inner, hidden]` |

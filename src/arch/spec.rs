@@ -21,6 +21,8 @@ pub struct EncoderSpec {
     pub distance_bias: Option<DistanceBiasSpec>,
     /// Rows of the token-type table; 0 = the family has none.
     pub token_types: usize,
+    /// Rows of a second such table (ERNIE's tasks), beside the first; 0 = the family has none.
+    pub task_types: usize,
     pub norm: NormSpec,
     pub norm_place: NormPlace,
     /// Whether the sum of the embeddings is normalised.
@@ -130,7 +132,7 @@ impl EncoderSpec {
     /// allocated, and the base of the memory estimate.
     pub fn n_parameters(&self) -> u64 {
         let positions = self.position_table.map_or(0, |table| table.rows as u64);
-        let rows = self.vocab_size as u64 + positions + self.token_types as u64;
+        let rows = self.vocab_size as u64 + positions + (self.token_types + self.task_types) as u64;
         rows.saturating_mul(self.hidden_size as u64).saturating_add(self.n_linear_parameters())
     }
 

@@ -107,6 +107,12 @@ pub struct SourceArgs {
     #[arg(long, env = "EMBEDSERVE_NO_CONVERSION_REVISION", value_parser = FalseyValueParser::new(), action = ArgAction::SetTrue)]
     pub no_conversion_revision: bool,
     /// Command that fetches wheels; `download …` is appended
-    #[arg(long, env = "EMBEDSERVE_PIP", default_value = "python3 -m pip", value_name = "COMMAND")]
+    #[arg(
+        long,
+        env = "EMBEDSERVE_PIP",
+        hide_env_values = true,
+        default_value = "python3 -m pip",
+        value_name = "COMMAND"
+    )]
     pub pip: String,
 }

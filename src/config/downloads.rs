@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::cli::SourceArgs;
+use crate::config::proxy::Proxies;
 use crate::config::resolve::positive;
 use crate::config::{ConfigError, Environment, SourceConfig};
 use crate::observe::secret::Secret;
@@ -36,6 +37,10 @@ pub fn source(args: &SourceArgs, environment: &Environment) -> Result<SourceConf
         let reason = "expected an http:// or https:// address".to_owned();
         return Err(ConfigError::Invalid { flag: "HF_ENDPOINT", value: endpoint.to_owned(), reason });
     }
+    if endpoint.contains('@') {
+        let reason = "credentials inside an address are not accepted; a token goes into HF_TOKEN".to_owned();
+        return Err(ConfigError::Invalid { flag: "HF_ENDPOINT", value: "***".to_owned(), reason });
+    }
     let variable = environment.first(&["HF_HUB_DOWNLOAD_TIMEOUT"]).and_then(|seconds| seconds.parse().ok());
     let stall_timeout = args.download_stall_timeout.or_else(|| variable.map(Duration::from_secs));
     let pip: Vec<OsString> = args.pip.split_whitespace().map(OsString::from).collect();
@@ -48,6 +53,8 @@ pub fn source(args: &SourceArgs, environment: &Environment) -> Result<SourceConf
         wheel_cache,
         endpoint: endpoint.to_owned(),
         token: hub_token(args, environment, hf_home.as_deref())?,
+        proxies: Proxies::of(environment),
+        ca_file: environment.first(&["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"]).map(PathBuf::from),
         offline: args.offline || environment.is_on("HF_HUB_OFFLINE") || environment.is_on("TRANSFORMERS_OFFLINE"),
         stall_timeout: positive("--download-stall-timeout", stall_timeout.unwrap_or(Duration::from_mins(1)))?,
         file_timeout: positive("--download-timeout", args.download_timeout)?,
@@ -71,11 +78,18 @@ fn hub_token(
 ) -> Result<Option<Secret>, ConfigError> {
     let variables = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_API_TOKEN"];
     let given = args.hf_token.clone().or_else(|| environment.first(&variables).map(str::to_owned));
-    let file = || {
-        let path = environment.first(&["HF_TOKEN_PATH"]).map(PathBuf::from).or_else(|| Some(hf_home?.join("token")));
-        small_file::read_to_string(&path?, MAX_TOKEN_BYTES).ok()
+    let token = match (given, environment.first(&["HF_TOKEN_PATH"])) {
+        (Some(token), _) => token,
+        // Somebody means this very file: to go on without it would end in a refusal that tells of another reason.
+        (None, Some(path)) => small_file::read_to_string(Path::new(path), MAX_TOKEN_BYTES).map_err(|error| {
+            let reason = format!("cannot read the token: {error}");
+            ConfigError::Invalid { flag: "HF_TOKEN_PATH", value: path.to_owned(), reason }
+        })?,
+        (None, None) => hf_home
+            .and_then(|home| small_file::read_to_string(&home.join("token"), MAX_TOKEN_BYTES).ok())
+            .unwrap_or_default(),
     };
-    let token = given.or_else(file).unwrap_or_default().trim().to_owned();
+    let token = token.trim().to_owned();
     if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
         let reason = "a token is made of visible ASCII characters, without spaces and line breaks".to_owned();
         return Err(ConfigError::Invalid { flag: "--hf-token", value: "***".to_owned(), reason });

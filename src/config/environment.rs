@@ -15,11 +15,20 @@ impl Environment {
     /// The process's own; values that are not UTF-8 are left out.
     pub fn of_process() -> Self {
         let utf8 = |(key, value): (OsString, OsString)| Some((key.into_string().ok()?, value.into_string().ok()?));
-        Self(std::env::vars_os().filter_map(utf8).collect())
+        Self::new(std::env::vars_os().filter_map(utf8))
     }
 
+    /// Kubernetes tells every pod of every service: of one that is called `embedserve`, in a variable of the same name as
+    /// ours. That is nobody's setting, and read as one that is empty.
     pub fn new(values: impl IntoIterator<Item = (String, String)>) -> Self {
-        Self(values.into_iter().collect())
+        let is_service_link = |name: &str, value: &str| {
+            name == "EMBEDSERVE_PORT" && ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.starts_with(scheme))
+        };
+        let own = |(name, value): (String, String)| {
+            let value = if is_service_link(&name, &value) { String::new() } else { value };
+            (name, value)
+        };
+        Self(values.into_iter().map(own).collect())
     }
 
     /// Whether a variable is set, to nothing.
@@ -60,6 +69,15 @@ pub fn health_port(environment: &Environment) -> Result<u16, ConfigError> {
         Some(port) => port,
         None => port(environment)?.unwrap_or(8080),
     })
+}
+
+/// The address that `embedserve health` asks: where the server beside it listens, or this machine if that is everywhere.
+pub fn health_host(environment: &Environment) -> &str {
+    match environment.first(&["EMBEDSERVE_HOST"]) {
+        None | Some("0.0.0.0") => "127.0.0.1",
+        Some("::" | "[::]") => "::1",
+        Some(host) => host,
+    }
 }
 
 /// Resolves the log settings, which are needed before anything else can fail: flags, then `LOG_LEVEL` and `LOG_FORMAT`;

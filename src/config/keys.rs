@@ -75,17 +75,30 @@ impl KeySources {
     /// # Errors
     /// An unreadable or invalid file, a file without a key, a name or a key that occurs twice.
     pub fn read(&self, names: &Names) -> Result<Vec<ApiKey>, ConfigError> {
-        let mut plain: Vec<String> = self.typed.iter().map(|key| key.expose().to_owned()).collect();
+        let mut plain: Vec<String> = Vec::new();
+        for key in &self.typed {
+            if !is_key(key.expose()) {
+                let (value, reason) = (format!("key-{}", plain.len() + 1), VISIBLE.to_owned());
+                return Err(ConfigError::Invalid { flag: "--api-key", value, reason });
+            }
+            plain.push(key.expose().to_owned());
+        }
         for path in &self.plain_files {
-            let text = text(path)?;
-            let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
             let before = plain.len();
-            plain.extend(lines.map(str::to_owned));
+            for (index, line) in text(path)?.lines().map(str::trim).enumerate() {
+                if is_key(line) && !line.starts_with('#') {
+                    plain.push(line.to_owned());
+                } else if !line.is_empty() && !line.starts_with('#') {
+                    let reason = format!("line {}: {VISIBLE}", index + 1);
+                    return Err(ConfigError::File { path: path.clone(), reason });
+                }
+            }
             if plain.len() == before {
                 return Err(holds_no_key(path));
             }
         }
-        let mut keys = plain.into_iter().enumerate().map(named).collect::<Result<Vec<_>, _>>()?;
+        let named = |(index, key)| ApiKey::unlimited(format!("key-{}", index + 1), Secret::new(key));
+        let mut keys: Vec<ApiKey> = plain.into_iter().enumerate().map(named).collect();
         if let Some(path) = &self.keys_file {
             let further = file::parse(&path.display().to_string(), &text(path)?, names)?;
             if further.is_empty() {
@@ -100,14 +113,7 @@ impl KeySources {
     }
 }
 
-fn named((index, key): (usize, String)) -> Result<ApiKey, ConfigError> {
-    let name = format!("key-{}", index + 1);
-    if !is_key(&key) {
-        let (value, reason) = (name, "a key is made of visible ASCII characters".to_owned());
-        return Err(ConfigError::Invalid { flag: "--api-key", value, reason });
-    }
-    Ok(ApiKey::unlimited(name, Secret::new(key)))
-}
+const VISIBLE: &str = "a key is made of visible ASCII characters, without spaces";
 
 /// What can stand in a header without doubt about where it begins and ends.
 fn is_key(text: &str) -> bool {

@@ -7,6 +7,7 @@ pub mod device;
 mod downloads;
 mod environment;
 mod keys;
+mod proxy;
 mod resolve;
 
 use std::ffi::OsString;
@@ -16,8 +17,9 @@ use std::time::Duration;
 use thiserror::Error;
 
 pub use downloads::source;
-pub use environment::{Environment, health_port, log, log_from};
+pub use environment::{Environment, health_host, health_port, log, log_from};
 pub use keys::{ApiKey, KeyPolicy, KeyProof, KeySources};
+pub use proxy::{Proxies, ProxyVariable};
 pub use resolve::{addresses, at_revision, batch, catalogue, in_dtype, is_loopback, requests};
 
 use self::device::Place;
@@ -80,6 +82,9 @@ pub struct HttpConfig {
     pub body_timeout: Duration,
     /// Time in which a client takes what lies ready for it, 128 KiB or so.
     pub write_timeout: Duration,
+    /// Time in which a client takes its whole answer: five minutes, which is 100 KB/s for the largest there is. A slower
+    /// one would keep memory from others for as long as it likes, a slice at a time.
+    pub answer_timeout: Duration,
     /// Whether `/metrics` needs no key.
     pub metrics_public: bool,
 }
@@ -133,7 +138,7 @@ pub struct BatchConfig {
     pub max_batch_tokens: Option<usize>,
     /// Rows of one forward pass.
     pub max_batch_rows: usize,
-    /// CPU threads for tokenising and computing together.
+    /// Threads of each pool: computing, loading, and tokenising, of which a quarter run while something is computed.
     pub threads: usize,
     pub device: DeviceConfig,
     /// Where encoders compute.
@@ -189,7 +194,8 @@ pub struct ResidencyConfig {
 pub struct LifecycleConfig {
     /// Not ready but still accepting, so that balancers notice first.
     pub drain_delay: Duration,
-    /// In-flight work may take this long after that; together they fit Kubernetes' 30 s.
+    /// In-flight work may take this long after that. With the last three seconds, for threads and log lines, they fit the
+    /// 30 s of Kubernetes.
     pub drain_grace: Duration,
 }
 
@@ -203,6 +209,9 @@ pub struct SourceConfig {
     /// `HF_ENDPOINT`, without a trailing slash.
     pub endpoint: String,
     pub token: Option<Secret>,
+    pub proxies: Proxies,
+    /// Certificates of the authorities to trust in place of the built-in ones.
+    pub ca_file: Option<PathBuf>,
     /// No socket and no child process.
     pub offline: bool,
     /// Longest time without a byte before an attempt is given up.
@@ -271,7 +280,10 @@ impl Config {
         lines.push(format!("{:#?}", self.batch));
         lines.push(format!("{:#?}", self.residency));
         lines.push(format!("{:#?}", self.lifecycle));
-        lines.push(format!("{:#?}", self.source));
+        // An index's address may hold a password.
+        let shown = |word: &OsString| if word.to_string_lossy().contains('@') { "***".into() } else { word.clone() };
+        let source = SourceConfig { pip: self.source.pip.iter().map(shown).collect(), ..self.source.clone() };
+        lines.push(format!("{source:#?}"));
         lines.join("\n")
     }
 }

@@ -309,6 +309,7 @@ fn http(args: &ServerArgs, environment: &Environment, api_keys: Vec<ApiKey>) -> 
         idle_timeout: positive("--idle-timeout", args.idle_timeout)?,
         body_timeout: positive("--body-timeout", args.body_timeout)?,
         write_timeout: positive("--write-timeout", args.write_timeout)?,
+        answer_timeout: positive("--answer-timeout", args.answer_timeout)?,
         metrics_public: args.metrics_public,
     })
 }

@@ -84,6 +84,7 @@ fn what_this_build_cannot_do_is_refused_at_start() {
         ("--header-timeout", "0s"),
         ("--body-timeout", "0s"),
         ("--write-timeout", "0s"),
+        ("--answer-timeout", "0s"),
         ("--idle-unload", "0s"),
         ("--idle-timeout", "0s"),
         ("--queue-timeout", "0s"),

@@ -19,6 +19,7 @@ use crate::observe::metrics::Metrics;
 use crate::pool::FiniteRow;
 use crate::request::{EmbedRequest, Place, RequestError, RequestLimits};
 use crate::runner::RunnerInfo;
+use crate::tokenize::workers::WorkerError;
 use crate::tokenize::{Cut, TokenizeError, Tokenizer};
 use residency::{Limits, Step};
 
@@ -199,7 +200,9 @@ impl From<TokenizeError> for EngineError {
     fn from(error: TokenizeError) -> Self {
         match error {
             TokenizeError::Request(error) => Self::Request(error),
-            TokenizeError::Worker(_) => Self::Internal("a tokenising task panicked"),
+            TokenizeError::Worker(WorkerError::Failed) => Self::Internal("a tokenising task panicked"),
+            // When the threads will have caught up is not known.
+            TokenizeError::Worker(WorkerError::Busy) => Self::QueueFull { retry_after: Duration::from_secs(1) },
             TokenizeError::Deadline => Self::Deadline { stage: "tokenizing" },
         }
     }
@@ -232,7 +235,7 @@ impl Served {
     pub async fn embed(&self, request: EmbedRequest) -> Result<Embedded, EngineError> {
         let (deadline, single, dimensions) = (request.deadline, request.single, request.dimensions);
         let client = Client { flow: request.flow, deadline };
-        let encoded = self.tokenizer.encode(request).await?;
+        let encoded = self.tokenizer.encode(request, self.queue.limits().timeout).await?;
         let tickets = self.queue.submit(encoded.rows, dimensions, client)?;
         let answers = tickets.join(deadline).await?;
         let rows = answers.rows.into_iter().zip(encoded.cuts);

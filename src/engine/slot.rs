@@ -66,8 +66,10 @@ pub enum FailedAt {
 /// Memory that a loaded model needs, on each of its devices.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Memory {
-    /// Packed weights, as measured.
+    /// Packed weights, as measured; before that, as estimated.
     pub weight_bytes: u64,
+    /// Its tokenizer, as estimated.
+    pub tokenizer_bytes: u64,
     /// Intermediate values of one full batch, as estimated.
     pub scratch_bytes: u64,
 }
@@ -79,7 +81,7 @@ struct Inner {
     limits: Option<RequestLimits>,
     memory: Option<Memory>,
     /// Weights before they were ever loaded.
-    estimate_bytes: u64,
+    estimate: Memory,
     load_took: Option<Duration>,
     /// Since when its files have lain ready and the start wants it loaded.
     at_start: Option<Instant>,
@@ -145,7 +147,7 @@ impl Slot {
             state: SlotState::Loading,
             limits: None,
             memory: None,
-            estimate_bytes: 0,
+            estimate: Memory::default(),
             load_took: None,
             at_start: None,
             leases: 0,
@@ -176,15 +178,15 @@ impl Slot {
     /// What it needs when loaded, as far as that is known.
     pub fn needed(&self) -> Memory {
         let inner = self.lock();
-        inner.memory.unwrap_or(Memory { weight_bytes: inner.estimate_bytes, scratch_bytes: 0 })
+        inner.memory.unwrap_or(inner.estimate)
     }
 
     // What the loading thread reports.
 
-    /// Its files lie ready, and their weights will need about this much; it is loaded where there is room.
-    pub fn set_files(&self, estimate_bytes: u64) {
+    /// Its files lie ready, and the model will need about this much; it is loaded where there is room.
+    pub fn set_files(&self, estimate: Memory) {
         let mut inner = self.lock();
-        (inner.estimate_bytes, inner.at_start) = (estimate_bytes, Some(Instant::now()));
+        (inner.estimate, inner.at_start) = (estimate, Some(Instant::now()));
         if let SlotState::Failed(_) = inner.state {
             // The others have been serving without it: its return must not make the server unready.
             inner.state = SlotState::Waking;
@@ -277,7 +279,7 @@ impl Slot {
             SlotState::Failed(failure) if failure.may_retry(now) => wanted,
             SlotState::Failed(_) => Life::Absent,
         };
-        Place { bytes: inner.memory.map_or(inner.estimate_bytes, |memory| memory.weight_bytes), life }
+        Place { bytes: inner.memory.unwrap_or(inner.estimate).weight_bytes, life }
     }
 
     /// The model, loaded first if need be.

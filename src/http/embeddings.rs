@@ -16,6 +16,7 @@ use crate::http::error::ApiError;
 use crate::http::exchange::Account;
 use crate::http::keys::{self, Key, Permit};
 use crate::http::limits;
+use crate::http::path;
 use crate::http::reply::{self, Encoding};
 use crate::http::wire::{self, WireRequest};
 use crate::observe::metrics::{ModelMetrics, Receipt};
@@ -26,14 +27,16 @@ pub async fn embeddings(State(state): State<Arc<HttpState>>, request: Request) -
     let mut account = Account::default();
     let caller = request.extensions().get::<Caller>().map(|Caller(key)| Arc::clone(key));
     let mut permit = None;
-    let mut response = match answer(&state, request, (&mut account, caller.as_ref(), &mut permit)).await {
-        Ok((body, room)) => reply::body_in(room, body, "application/json"),
-        Err(error) => error.into_response(),
-    };
+    let answer = answer(&state, request, (&mut account, caller.as_ref(), &mut permit)).await;
     if let Some(permit) = &mut permit {
         let read = account.receipt.as_ref().map_or(0, |receipt| receipt.row_tokens.iter().sum::<usize>());
         permit.settle(read as u64);
     }
+    let mut response = match answer {
+        // Who is slow to take an answer is still being served: the place among its key's requests goes with it.
+        Ok((body, room)) => reply::body_holding((room, permit), body, "application/json"),
+        Err(error) => error.into_response(),
+    };
     if let Some(key) = &caller {
         key.write_headers(response.headers_mut());
     }
@@ -55,6 +58,7 @@ async fn answer(
         return Err(ApiError::from_engine(EngineError::Draining, "", received.elapsed()));
     }
     limits::check_headers(request.headers())?;
+    let deployment = path::deployment(request.uri());
     let body = state.bodies.read(request.into_body()).await?;
     let parsing = Instant::now();
     let caps = state.caps();
@@ -65,10 +69,13 @@ async fn answer(
     })
     .await?;
     let parsed = parsed?;
+    // Ids take more room than their digits did.
+    let share = state.bodies.hold(share, parsed.raw.inputs.size_bytes())?;
     account.timings.parse = parsing.elapsed();
 
     let WireRequest { model: name, encoding_format, has_input, mut raw, refusal } = parsed;
-    let (slot, name, role) = model(state, name)?;
+    // Azure's clients name it in the path, and not always in the body.
+    let (slot, name, role) = model(state, deployment.or(name))?;
     raw.role_suffix = role.or_else(|| caller.and_then(|key| default_role(key, &raw)));
     account.model = Some(Arc::clone(&slot.spec));
     if let Some(key) = caller {

@@ -144,6 +144,8 @@ struct Row {
 #[derive(Serialize)]
 struct Envelope<'a> {
     error: Fields<'a>,
+    /// The message once more, where clients of Voyage and Jina look for it.
+    detail: &'a str,
 }
 
 #[derive(Serialize)]
@@ -327,7 +329,7 @@ impl IntoResponse for ApiError {
 
 fn envelope(status: StatusCode, message: &str, row: &Row) -> Response {
     let error = Fields { message, r#type: row.kind, param: row.param.as_deref(), code: row.code };
-    let mut response = reply::json(&Envelope { error });
+    let mut response = reply::json(&Envelope { detail: error.message, error });
     *response.status_mut() = status;
     response
 }
@@ -335,7 +337,7 @@ fn envelope(status: StatusCode, message: &str, row: &Row) -> Response {
 /// The body of an answer to something that is not a request we can parse (E11 and malformed HTTP).
 pub fn wire_error(message: &str, code: Option<&str>) -> Vec<u8> {
     let error = Fields { message, r#type: INVALID, param: None, code };
-    serde_json::to_vec(&Envelope { error }).unwrap_or_default()
+    serde_json::to_vec(&Envelope { detail: error.message, error }).unwrap_or_default()
 }
 
 /// The message of E11.

@@ -61,6 +61,8 @@ pub async fn exchange(State(state): State<Arc<HttpState>>, request: Request, nex
     guard.note_retry(request.headers());
     let request = request.map(|body| Body::new(Arriving::new(body, Arc::clone(&progress))));
 
+    // hyper lets go of a connection that offers another protocol when it closes, and of what is not written by then.
+    let may_close = !request.headers().contains_key(header::UPGRADE);
     let mut response = next.run(request).instrument(span).await;
     guard.status = Some(response.status());
     guard.account = response.extensions_mut().remove::<Account>().unwrap_or_default();
@@ -69,8 +71,9 @@ pub async fn exchange(State(state): State<Arc<HttpState>>, request: Request, nex
     let arrived = progress.arrived.load(Ordering::Relaxed);
     let headers = response.headers_mut();
     headers.insert(HeaderName::from_static("x-request-id"), request_id);
-    if !arrived {
-        // The rest of the body will not be read, so the connection cannot carry another request.
+    if !arrived || (may_close && state.engine.is_leaving()) {
+        // The rest of the body will not be read, so the connection cannot carry another request; or this server is about to
+        // end, and the next request had better go elsewhere than into a connection that is being closed.
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     if route.is_api() {

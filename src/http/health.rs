@@ -63,6 +63,16 @@ struct DeviceReport {
 struct Build {
     name: &'static str,
     version: &'static str,
+    /// The default model, in the words of TEI and of Azure's clients.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model_name: Option<String>,
+    model_type: &'static str,
+    model_provider_name: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_input_length: Option<usize>,
+    max_client_batch_size: usize,
     models: Vec<ModelVersion>,
     memory: MemoryReport,
     limits: Limits,
@@ -114,7 +124,7 @@ pub async fn live() -> Response {
 }
 
 /// Every model would compute a request now, if need be after loading it, and the server is not on its way out. With
-/// `--keep-going` a failed model is told and does not count, as long as there is another.
+/// `--keep-going` a failed model is listed and does not count, as long as there is another.
 pub async fn ready(State(state): State<Arc<HttpState>>) -> Response {
     let default = state.engine.names().default_index();
     let slots = state.engine.slots().iter().enumerate();
@@ -184,8 +194,21 @@ pub async fn version(State(state): State<Arc<HttpState>>, caller: Option<Extensi
         allow_empty_input: state.requests.allow_empty_input,
         accept_any_model: state.requests.accept_any_model,
     };
-    let (name, version) = (env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
-    reply::json(&Build { name, version, models, memory, limits })
+    let default = models.iter().find(|model| model.default);
+    let model_id = default.map(|model| model.id.clone());
+    reply::json(&Build {
+        name: env!("CARGO_PKG_NAME"),
+        version: env!("CARGO_PKG_VERSION"),
+        model_name: model_id.clone(),
+        model_id,
+        model_type: "embeddings",
+        model_provider_name: env!("CARGO_PKG_NAME"),
+        max_input_length: default.and_then(|model| model.max_model_len),
+        max_client_batch_size: limits.max_inputs,
+        models,
+        memory,
+        limits,
+    })
 }
 
 fn readiness(slot: &Slot, default: bool) -> ModelHealth {

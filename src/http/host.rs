@@ -38,6 +38,12 @@ impl Hosts {
         }
     }
 
+    /// Also by the address that means every address, which people copy from where a server listens.
+    fn allow_host(&self, host: &str) -> bool {
+        let is_unspecified = |address: IpAddr| address.is_unspecified();
+        self.allow(host) || without_port(host).parse().is_ok_and(is_unspecified)
+    }
+
     fn allow(&self, host: &str) -> bool {
         let Self::Loopback { names, .. } = self else { return true };
         let name = without_port(host);
@@ -63,7 +69,7 @@ pub async fn check(State(state): State<Arc<HttpState>>, request: Request, next: 
         request.headers().get_all(header::HOST).iter().map(|value| String::from_utf8_lossy(value.as_bytes()));
     let absolute = request.uri().authority().map(|authority| authority.as_str().into());
     let foreign =
-        absolute.into_iter().chain(&mut named).find(|host: &std::borrow::Cow<'_, str>| !state.hosts.allow(host));
+        absolute.into_iter().chain(&mut named).find(|host: &std::borrow::Cow<'_, str>| !state.hosts.allow_host(host));
     if let Some(host) = foreign {
         return ApiError::HostNotAllowed { host: host.into_owned() }.into_response();
     }
@@ -127,9 +133,13 @@ mod tests {
             "",
             "10.0.0.1",
         ] {
-            assert!(!hosts.allow(foreign), "{foreign}");
+            assert!(!hosts.allow_host(foreign), "{foreign}");
         }
-        assert!(Hosts::Any.allow("evil.example"));
+        // As where a server listens; a page of that name is nobody's.
+        for address in ["0.0.0.0:8080", "[::]"] {
+            assert!(hosts.allow_host(address) && !hosts.allow_origin(&format!("http://{address}")), "{address}");
+        }
+        assert!(Hosts::Any.allow_host("evil.example"));
     }
 
     #[test]

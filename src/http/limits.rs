@@ -116,6 +116,32 @@ impl BodyBudget {
         }
     }
 
+    /// The share for `size_bytes`, if that is more than it is: what has been read out of a body can be larger than the body.
+    /// Nobody waits for it, as others would for the share that is held already.
+    ///
+    /// # Errors
+    /// E35 when the budget is exhausted.
+    pub fn hold(
+        &self,
+        share: Option<OwnedSemaphorePermit>,
+        size_bytes: usize,
+    ) -> Result<Option<OwnedSemaphorePermit>, ApiError> {
+        let have = share.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let missing = units(size_bytes).saturating_sub(u32::try_from(have).unwrap_or(u32::MAX));
+        if missing == 0 {
+            return Ok(share);
+        }
+        let more = Arc::clone(&self.permits).try_acquire_many_owned(missing);
+        let more = more.map_err(|_| ApiError::Overloaded { retry: RetryAfter::of(Duration::from_secs(1)) })?;
+        Ok(Some(match share {
+            Some(mut share) => {
+                share.merge(more);
+                share
+            }
+            None => more,
+        }))
+    }
+
     /// Takes the permits for `room` bytes. Only a body that holds none yet may wait for them: if holders waited for
     /// each other, all of them would run into their timeouts.
     async fn reserve(&self, held: &mut HeldBody, room: usize, deadline: Instant) -> Result<(), ApiError> {

@@ -24,6 +24,7 @@ pub mod wire;
 
 use std::any::Any;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
@@ -58,13 +59,17 @@ pub struct HttpState {
 }
 
 /// Every route.
-const ROUTES: [(&str, Endpoint); 21] = [
+const ROUTES: [(&str, Endpoint); 25] = [
     ("/v1/embeddings", Endpoint::Embeddings),
     ("/embeddings", Endpoint::Embeddings),
     ("/v1/models", Endpoint::Models),
     ("/models", Endpoint::Models),
     ("/v1/models/{*id}", Endpoint::Model),
     ("/models/{*id}", Endpoint::Model),
+    ("/openai/v1/embeddings", Endpoint::Embeddings),
+    ("/openai/deployments/{deployment}/embeddings", Endpoint::Embeddings),
+    ("/openai/v1/models", Endpoint::Models),
+    ("/openai/v1/models/{*id}", Endpoint::Model),
     ("/", Endpoint::Live),
     ("/livez", Endpoint::Live),
     ("/healthz", Endpoint::Live),
@@ -280,6 +285,8 @@ fn cors(origins: &[String]) -> CorsLayer {
         .allow_methods([Method::GET, Method::POST, Method::HEAD])
         .allow_headers(AllowHeaders::mirror_request())
         .expose_headers(EXPOSED.map(HeaderName::from_static))
+        // A page asks once, and not before every request.
+        .max_age(PREFLIGHT_AGE)
 }
 
 fn prepare_metrics(metrics: &Metrics) {
@@ -294,8 +301,11 @@ fn prepare_metrics(metrics: &Metrics) {
     http.prepare(UNMATCHED, &["GET", "POST"], &[401, 404]);
 }
 
+/// Chrome keeps such an answer for two hours at most; settings may change sooner.
+const PREFLIGHT_AGE: Duration = Duration::from_mins(10);
+
 /// Our headers that a script in a browser may read.
-const EXPOSED: [&str; 14] = [
+const EXPOSED: [&str; 15] = [
     "x-request-id",
     "openai-model",
     "openai-processing-ms",
@@ -309,6 +319,7 @@ const EXPOSED: [&str; 14] = [
     "x-ratelimit-remaining-tokens",
     "x-ratelimit-reset-requests",
     "x-ratelimit-reset-tokens",
+    "x-should-retry",
     "x-truncated-inputs",
 ];
 

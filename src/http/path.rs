@@ -6,6 +6,7 @@
 use axum::extract::Request;
 use axum::http::Uri;
 use axum::http::uri::PathAndQuery;
+use percent_encoding::percent_decode_str;
 
 /// Rewrites the path of a request that needs it.
 pub fn normalise(mut request: Request) -> Request {
@@ -35,6 +36,12 @@ fn normalised(uri: &Uri) -> Option<Uri> {
     Uri::from_parts(parts).ok()
 }
 
+/// The model that a path names, as Azure's clients write it: `/openai/deployments/{deployment}/embeddings`.
+pub fn deployment(uri: &Uri) -> Option<String> {
+    let name = uri.path().strip_prefix("/openai/deployments/")?.strip_suffix("/embeddings")?;
+    Some(percent_decode_str(name).decode_utf8_lossy().into_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -52,5 +59,13 @@ mod tests {
         for same in ["/", "/v1/models/BAAI%2Fbge-m3", "/v1/../v1/models", "/v1/embeddings?x=a//b/"] {
             assert_eq!(normalised(&same.parse().unwrap()), None, "{same}");
         }
+    }
+
+    #[test]
+    fn a_path_may_name_the_model() {
+        let named = |path: &str| deployment(&path.parse().unwrap());
+        assert_eq!(named("/openai/deployments/a/embeddings?api-version=1").as_deref(), Some("a"));
+        assert_eq!(named("/openai/deployments/BAAI%2Fbge-m3/embeddings").as_deref(), Some("BAAI/bge-m3"));
+        assert_eq!(named("/v1/embeddings"), None);
     }
 }

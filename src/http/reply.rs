@@ -15,7 +15,6 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hyper::body::{Frame, SizeHint};
 use serde::Serialize;
-use tokio::sync::OwnedSemaphorePermit;
 
 use crate::engine::EmbeddedRow;
 use crate::http::id;
@@ -89,21 +88,35 @@ pub fn json<T: Serialize>(value: &T) -> Response {
 
 /// A 200 with this body.
 pub fn body(bytes: Vec<u8>, content_type: &'static str) -> Response {
-    body_in(None, bytes, content_type)
+    body_holding((), bytes, content_type)
 }
 
-/// A 200 with this body, which keeps its room in the budget of answers until it is sent or given up.
-pub fn body_in(room: Option<OwnedSemaphorePermit>, bytes: Vec<u8>, content_type: &'static str) -> Response {
-    let mut response = Response::new(Body::new(Slices { left: Bytes::from(bytes), _room: room }));
+/// A 200 with this body, which keeps `held` until its last slice has been written, or given up.
+pub fn body_holding<H: Send + 'static>(held: H, bytes: Vec<u8>, content_type: &'static str) -> Response {
+    let left = Bytes::from_owner(Held { bytes, _held: held });
+    let mut response = Response::new(Body::new(Slices { left }));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
+}
+
+/// An answer in memory, and what it takes as long as any slice of it is there: room in a budget, a place among its key's
+/// requests.
+#[derive(Debug)]
+struct Held<H> {
+    bytes: Vec<u8>,
+    _held: H,
+}
+
+impl<H> AsRef<[u8]> for Held<H> {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 /// Bytes handed to the connection a slice at a time.
 #[derive(Debug)]
 struct Slices {
     left: Bytes,
-    _room: Option<OwnedSemaphorePermit>,
 }
 
 impl hyper::body::Body for Slices {

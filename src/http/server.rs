@@ -1,13 +1,13 @@
 //! Sockets and time: the accept loop, one task per connection, and the way out.
 //!
 //! HTTP/1 only. A permit is taken before a connection is accepted, so one too many costs nothing; connections that nobody
-//! uses make room for it. Every phase of a
-//! connection has its own clock: waiting for a request, receiving its head, receiving its body (`limits`), computing
-//! (the request's deadline), sending (`stream`). On the way out the listener closes first, then every connection after
-//! the answer it is working on.
+//! uses make room for it. Every phase of a connection has its own clock: waiting for a request, receiving its head,
+//! receiving its body (`limits`), computing (the request's deadline), sending (each slice in `stream`, the whole answer
+//! here). On the way out the listener closes first, then every connection after the answer it is working on.
 
+use std::future::poll_fn;
 use std::io;
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderValue, Request, header};
 use hyper::body::Incoming;
+use hyper::rt::Write as _;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioTimer;
@@ -24,7 +25,7 @@ use tokio::task::JoinSet;
 use tower::ServiceExt;
 
 use crate::config::HttpConfig;
-use crate::http::stream::{ClientStream, Expired, Pulse, StreamLimits};
+use crate::http::stream::{ClientStream, Expired, Patience, Pulse, StreamLimits};
 use crate::observe::metrics::{ConnectionEnd, Metrics};
 
 /// When to stop, seen from the server.
@@ -76,7 +77,14 @@ pub async fn serve(
                 backoff = Backoff::default();
                 connections.spawn(connection(stream, permit, Arc::clone(&shared)));
             }
-            Err(error) => backoff.pause(&error, &mut shutdown).await,
+            // These concern the connection that was to be accepted, not us.
+            Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) => {
+            }
+            Err(error) => {
+                // Out of descriptors, of which idle connections hold most.
+                shared.crowded.notify_waiters();
+                backoff.pause(&error, &mut shutdown).await;
+            }
         }
     }
     drop(listener);
@@ -125,11 +133,6 @@ struct Backoff(u32);
 
 impl Backoff {
     async fn pause(&mut self, error: &io::Error, shutdown: &mut ShutdownSignals) {
-        // These concern the connection that was to be accepted, not us.
-        let kind = error.kind();
-        if matches!(kind, io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
-            return;
-        }
         if self.0 == 0 {
             tracing::warn!(%error, "cannot accept connections; trying again");
         }
@@ -153,7 +156,8 @@ async fn connection(stream: TcpStream, permit: OwnedSemaphorePermit, shared: Arc
     metrics.http().connection_opened();
     // Small answers must not wait for more to send.
     let _ = stream.set_nodelay(true);
-    let pulse = Pulse::new(config.header_timeout, config.idle_timeout);
+    let HttpConfig { header_timeout, answer_timeout, idle_timeout, .. } = *config;
+    let pulse = Pulse::new(Patience { head: header_timeout, answer: answer_timeout, idle: idle_timeout });
     let HttpConfig { write_timeout, max_header_bytes, max_headers, .. } = *config;
     let limits = StreamLimits { write_timeout, max_header_bytes, max_headers };
     let stream = ClientStream::new(stream, Arc::clone(&pulse), limits);
@@ -162,46 +166,44 @@ async fn connection(stream: TcpStream, permit: OwnedSemaphorePermit, shared: Arc
         let pulse = Arc::clone(&pulse);
         service_fn(move |request| answer(router.clone(), Arc::clone(&pulse), request))
     };
-    let mut connection = pin!(
-        http1::Builder::new()
-            .timer(TokioTimer::new())
-            // Heads have a clock of their own, which tells idle connections from slow ones.
-            .header_read_timeout(None)
-            .max_header_size(config.max_header_bytes)
-            .max_headers(config.max_headers)
-            .max_buf_size(config.max_header_bytes.max(MIN_BUFFER_BYTES))
-            .serve_connection(stream, service)
-    );
+    let mut connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        // Heads have a clock of their own, which tells idle connections from slow ones.
+        .header_read_timeout(None)
+        .max_header_size(config.max_header_bytes)
+        .max_headers(config.max_headers)
+        .max_buf_size(config.max_header_bytes.max(MIN_BUFFER_BYTES))
+        .serve_connection(stream, service);
     let mut stop = ShutdownSignals { stop: shared.stop.clone(), grace: Duration::ZERO };
-    let mut leaving = false;
+    let (mut leaving, mut told) = (false, false);
     loop {
+        if leaving && !told {
+            told = true;
+            Pin::new(&mut connection).graceful_shutdown();
+            pulse.leave();
+        }
         tokio::select! {
             biased;
-            ended = connection.as_mut() => {
-                if ended.is_err_and(|error| error.is_parse()) {
-                    metrics.http().connection_refused(ConnectionEnd::Malformed);
+            ended = &mut connection => {
+                match ended {
+                    // Where the client has offered another protocol (Java's offer h2c), hyper hands the connection over
+                    // unclosed. Any other is closed by now, and stays so.
+                    Ok(()) => {
+                        let mut stream = connection.into_parts().io;
+                        // The client may have gone.
+                        let _ = poll_fn(|context| Pin::new(&mut stream).poll_shutdown(context)).await;
+                    }
+                    Err(error) if error.is_parse() => metrics.http().connection_refused(ConnectionEnd::Malformed),
+                    Err(_) => {}
                 }
                 break;
             }
-            () = stop.stopped(), if !leaving => {
-                leaving = true;
-                connection.as_mut().graceful_shutdown();
-                pulse.leave();
-            }
-            () = shared.crowded.notified(), if !leaving => {
-                if pulse.is_idle_since(IDLE_IN_A_CROWD) {
-                    leaving = true;
-                    connection.as_mut().graceful_shutdown();
-                    pulse.leave();
-                }
-            }
+            () = stop.stopped(), if !leaving => leaving = true,
+            () = shared.crowded.notified(), if !leaving => leaving = pulse.is_idle_since(IDLE_IN_A_CROWD),
             expired = pulse.expired() => match expired {
-                Expired::Idle if !leaving => {
-                    leaving = true;
-                    connection.as_mut().graceful_shutdown();
-                    pulse.leave();
-                }
-                Expired::Idle => break,
+                Expired::Idle if !leaving => leaving = true,
+                // The guard of the exchange counts the client as gone.
+                Expired::Idle | Expired::Answer => break,
                 Expired::Head => {
                     metrics.http().connection_refused(ConnectionEnd::HeaderTimeout);
                     break;

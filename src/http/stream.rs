@@ -19,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
-pub use pulse::{Expired, Pulse};
+pub use pulse::{Expired, Patience, Pulse};
 
 /// The limits that a stream enforces or names.
 #[derive(Debug, Clone, Copy)]
@@ -28,7 +28,7 @@ pub struct StreamLimits {
     pub write_timeout: Duration,
     /// For the message of E11.
     pub max_header_bytes: usize,
-    /// As well.
+    /// The most headers, for the same message.
     pub max_headers: usize,
 }
 

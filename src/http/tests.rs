@@ -35,7 +35,7 @@ async fn a_panicking_handler_answers_500_and_nothing_else() {
     let body = response.into_body().collect().await.unwrap().to_bytes();
     assert_eq!(
         &body[..],
-        br#"{"error":{"message":"The server had an error while processing your request.","type":"server_error","param":null,"code":null}}"#
+        br#"{"error":{"message":"The server had an error while processing your request.","type":"server_error","param":null,"code":null},"detail":"The server had an error while processing your request."}"#
     );
     assert!(metrics.encode().contains("embedserve_panics_total{thread=\"http\"} 1\n"));
 }
@@ -62,6 +62,7 @@ fn http_config() -> HttpConfig {
         idle_timeout: Duration::from_secs(1),
         body_timeout: Duration::from_secs(1),
         write_timeout: Duration::from_secs(1),
+        answer_timeout: Duration::from_secs(1),
         metrics_public: false,
     }
 }

@@ -5,15 +5,17 @@
 //! absent, unknown fields are skipped at any depth, integers beyond `i64` are saturated.
 
 mod input;
+mod scalar;
 
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
 use crate::http::error::ApiError;
 use crate::request::{RawRequest, RequestError, TruncateField};
 use input::InputSeed;
+use scalar::Scalar;
 
 /// What a client sent, types checked, values not.
 #[derive(Debug, Default)]
@@ -106,10 +108,15 @@ enum Field {
     PromptName,
     InputType,
     Task,
+    OutputDimension,
+    OutputDtype,
+    EmbeddingType,
+    EmbedDtype,
+    Endianness,
 }
 
 impl Field {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 20] = [
         Self::Model,
         Self::Input,
         Self::EncodingFormat,
@@ -125,6 +132,11 @@ impl Field {
         Self::PromptName,
         Self::InputType,
         Self::Task,
+        Self::OutputDimension,
+        Self::OutputDtype,
+        Self::EmbeddingType,
+        Self::EmbedDtype,
+        Self::Endianness,
     ];
 
     const fn name(self) -> &'static str {
@@ -144,7 +156,24 @@ impl Field {
             Self::PromptName => "prompt_name",
             Self::InputType => "input_type",
             Self::Task => "task",
+            Self::OutputDimension => "output_dimension",
+            Self::OutputDtype => "output_dtype",
+            Self::EmbeddingType => "embedding_type",
+            Self::EmbedDtype => "embed_dtype",
+            Self::Endianness => "endianness",
         }
+    }
+
+    /// What other APIs let a client choose of its vectors' form, and the values that mean what we send: Voyage's and Mistral's,
+    /// Jina's, vLLM's. A client that asks for another form would misread ours.
+    fn forms(self) -> &'static [&'static str] {
+        const FORMS: [(Field, &[&str]); 4] = [
+            (Field::OutputDtype, &["float"]),
+            (Field::EmbeddingType, &["float", "base64"]),
+            (Field::EmbedDtype, &["float32"]),
+            (Field::Endianness, &["native", "little"]),
+        ];
+        FORMS.iter().find(|(field, _)| *field == self).map_or(&[], |(_, forms)| *forms)
     }
 }
 
@@ -228,8 +257,13 @@ impl Object {
         let expected = match (field, value) {
             (_, Scalar::Null) | (Field::User, Scalar::Text(_)) => return,
             (Field::Model, Scalar::Text(text)) => return request.model = Some(text),
-            (Field::EncodingFormat, Scalar::Text(text)) => return request.encoding_format = Some(text),
-            (Field::Dimensions, Scalar::Integer(value)) => return raw.dimensions = Some(value),
+            (Field::EncodingFormat, Scalar::Text(text)) => return self.set_encoding(text),
+            (Field::Dimensions | Field::OutputDimension, Scalar::Integer(value)) => {
+                return self.set_dimensions(field.name(), value);
+            }
+            (Field::OutputDtype | Field::EmbeddingType | Field::EmbedDtype | Field::Endianness, Scalar::Text(form)) => {
+                return self.set_form(field, form);
+            }
             (Field::Truncate, Scalar::Bool(flag)) => return raw.truncate = Some(TruncateField::Flag(flag)),
             (Field::Truncate, Scalar::Text(word)) => return raw.truncate = Some(TruncateField::Word(word)),
             (Field::Truncation, Scalar::Bool(flag)) => return raw.truncation = Some(flag),
@@ -240,9 +274,11 @@ impl Object {
             (Field::TokenEncoding, Scalar::Text(name)) => return raw.token_encoding = Some(name),
             (Field::Prompt, Scalar::Text(prompt)) => return raw.prompt = Some(prompt),
             (Field::PromptName, Scalar::Text(name)) => return raw.prompt_name = Some(name),
+            // Azure's word for no role, which its clients send with every request; and what others send for none.
+            (Field::InputType | Field::Task, Scalar::Text(role)) if ["", "text"].contains(&role.as_str()) => return,
             (Field::InputType, Scalar::Text(role)) => return raw.input_type = Some(role),
             (Field::Task, Scalar::Text(role)) => return raw.task = Some(role),
-            (Field::Dimensions | Field::TruncatePromptTokens, other) => ("an integer", other),
+            (Field::Dimensions | Field::OutputDimension | Field::TruncatePromptTokens, other) => ("an integer", other),
             (Field::Truncation, other) => ("a boolean", other),
             (Field::Truncate, other) => ("a boolean or a string", other),
             (_, other) => ("a string", other),
@@ -252,104 +288,57 @@ impl Object {
         self.fault.get_or_insert(fault);
     }
 
+    fn refuse(&mut self, field: &'static str, value: String, allowed: String) {
+        self.request.refusal.get_or_insert(RequestError::InvalidValue { field, value, allowed });
+    }
+
+    /// It may have been chosen under another name.
+    fn set_encoding(&mut self, text: String) {
+        match &self.request.encoding_format {
+            Some(set) if *set != text => {
+                let allowed = format!("It contradicts 'embedding_type': '{set}'");
+                self.refuse("encoding_format", text, allowed);
+            }
+            _ => self.request.encoding_format = Some(text),
+        }
+    }
+
+    /// As for [`Self::set_side`].
+    fn set_dimensions(&mut self, name: &'static str, value: i64) {
+        match self.request.raw.dimensions {
+            Some(set) if set != value => {
+                self.refuse(name, value.to_string(), format!("The length was given as {set} before"));
+            }
+            _ => self.request.raw.dimensions = Some(value),
+        }
+    }
+
+    fn set_form(&mut self, field: Field, form: String) {
+        let forms = field.forms();
+        if !forms.contains(&form.as_str()) {
+            let supported: Vec<String> = forms.iter().map(|form| format!("'{form}'")).collect();
+            self.refuse(field.name(), form, format!("Supported values: [{}]", supported.join(", ")));
+        } else if field == Field::EmbeddingType {
+            match &self.request.encoding_format {
+                Some(set) if *set != form => {
+                    let allowed = format!("It contradicts 'encoding_format': '{set}'");
+                    self.refuse(field.name(), form, allowed);
+                }
+                _ => self.request.encoding_format = Some(form),
+            }
+        }
+    }
+
     /// Two clients' names for one setting: both may be sent, if they agree.
     fn set_side(&mut self, name: &'static str, side: String) {
         match &self.request.raw.truncation_side {
             Some((other, set)) if !set.eq_ignore_ascii_case(&side) => {
                 let allowed = format!("It contradicts '{other}'");
-                self.request.refusal = Some(RequestError::InvalidValue { field: name, value: side, allowed });
+                self.refuse(name, side, allowed);
             }
             Some(_) => {}
             None => self.request.raw.truncation_side = Some((name, side)),
         }
-    }
-}
-
-/// A value of which only scalars matter; what is inside an array or object is read and forgotten.
-#[derive(Debug, PartialEq)]
-enum Scalar {
-    Null,
-    Bool(bool),
-    Integer(i64),
-    Fraction,
-    Text(String),
-    Array,
-    Object,
-}
-
-impl Scalar {
-    const fn kind(&self) -> &'static str {
-        match self {
-            Self::Null => "null",
-            Self::Bool(_) => "a boolean",
-            Self::Integer(_) => "an integer",
-            Self::Fraction => "a number with a fraction",
-            Self::Text(_) => "a string",
-            Self::Array => "an array",
-            Self::Object => "an object",
-        }
-    }
-}
-
-/// A JSON number that may be an integer too large for 64 bits, which `serde_json` reads as a float.
-fn integer(value: f64) -> Scalar {
-    const BEYOND: f64 = 9_223_372_036_854_775_808.0;
-    if value >= BEYOND {
-        Scalar::Integer(i64::MAX)
-    } else if value <= -BEYOND {
-        Scalar::Integer(i64::MIN)
-    } else {
-        Scalar::Fraction
-    }
-}
-
-impl<'de> Deserialize<'de> for Scalar {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(ScalarVisitor)
-    }
-}
-
-struct ScalarVisitor;
-
-impl<'de> Visitor<'de> for ScalarVisitor {
-    type Value = Scalar;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("any value")
-    }
-
-    fn visit_unit<E>(self) -> Result<Scalar, E> {
-        Ok(Scalar::Null)
-    }
-
-    fn visit_bool<E>(self, value: bool) -> Result<Scalar, E> {
-        Ok(Scalar::Bool(value))
-    }
-
-    fn visit_i64<E>(self, value: i64) -> Result<Scalar, E> {
-        Ok(Scalar::Integer(value))
-    }
-
-    fn visit_u64<E>(self, value: u64) -> Result<Scalar, E> {
-        Ok(Scalar::Integer(i64::try_from(value).unwrap_or(i64::MAX)))
-    }
-
-    fn visit_f64<E>(self, value: f64) -> Result<Scalar, E> {
-        Ok(integer(value))
-    }
-
-    fn visit_str<E>(self, value: &str) -> Result<Scalar, E> {
-        Ok(Scalar::Text(value.to_owned()))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Scalar, A::Error> {
-        while seq.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Scalar::Array)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Scalar, A::Error> {
-        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(Scalar::Object)
     }
 }
 

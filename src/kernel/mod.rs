@@ -7,7 +7,7 @@
 //!
 //! | operation | meaning |
 //! |---|---|
-//! | [`Embed`] | token ids to `norm(word + position + type)` |
+//! | [`Embed`] | token ids to `norm(word + type + position)` |
 //! | [`SelfAttention`] | `x + output(softmax(scale·q·kᵀ + bias)·v)` inside each sequence, `q, k, v = x·Wᵀ + b` |
 //! | [`FeedForward`] | `x + down(act(up(x)))`, or `x + down(act(gate(x))·up(x))` |
 //! | [`Norm`] | LayerNorm or RMSNorm of every row |

@@ -12,7 +12,7 @@ use crate::batch::plan::Budget;
 use crate::kernel::{Compute, Precision, Target};
 use crate::load::gate::{self, Case};
 use crate::load::modules::Modules;
-use crate::load::{LoadError, Shared, overflow};
+use crate::load::{LoadError, Shared, memory, overflow};
 use crate::observe::progress::LoadProgress;
 use crate::pool::Head;
 use crate::request::Dimensions;
@@ -133,7 +133,10 @@ impl Parts<'_> {
     fn build(&self, seat: &Seat, shared: &Shared, progress: &LoadProgress) -> Result<(Computation, u64), LoadError> {
         let (compute, pool, loading) = (self.compute, shared.threads.pool(), shared.threads.loading());
         let mut weight_bytes = 0;
-        let mut build = |compute| -> Result<Computation, LoadError> {
+        let mut build = |compute: Compute| -> Result<Computation, LoadError> {
+            if compute != self.compute {
+                memory::check_room_for_f32(self.weight_files, shared.memory_limit)?;
+            }
             let loaded = loading.install(|| self.described.load(self.weight_files, &seat.target, compute, pool))?;
             weight_bytes = loaded.weight_bytes;
             let (head, turns) = (self.head.clone(), Arc::clone(&seat.turns));

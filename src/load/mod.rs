@@ -76,6 +76,12 @@ pub enum LoadError {
     BatchTooSmall { row: usize, batch: usize },
     #[error("{field} = {value} does not fit the model: {}", shown(.reason))]
     Setting { field: &'static str, value: String, reason: String },
+    #[error(
+        "before int8 is served from here for the first time it is compared with f32, whose weights need {needed} MiB beside the \
+         {resident} MiB in use, and {limit} MiB may be used: run `embedserve models verify` with --dtype int8 once on such a \
+         processor with more memory and keep its cache, which holds the verdict; or use dtype = bf16 or f32"
+    )]
+    NoRoomToCompare { needed: u64, resident: u64, limit: u64 },
     #[error("cannot start the device thread: {0}")]
     Thread(#[from] std::io::Error),
     #[error("there is no device to compute on")]
@@ -93,6 +99,8 @@ pub struct Shared {
     pub seats: Vec<Seat>,
     /// Where verdicts on the accuracy of int8 are kept.
     pub notes: Notes,
+    /// Memory that the process may use, if that is bounded.
+    pub memory_limit: Option<u64>,
 }
 
 /// A model ready to serve, and the threads to join when it is closed.
@@ -175,7 +183,7 @@ pub fn load(
         pooling: modules.pooling_name(),
         dimensions: limits.dimensions,
     });
-    let memory = memory::measure(placed.weight_bytes, &described.spec, budget.tokens);
+    let memory = memory::measure((placed.weight_bytes, memory::tokenizer(folder)), &described.spec, budget.tokens);
     model_metrics.loaded(start.elapsed(), memory.weight_bytes);
     model_metrics.scratch(memory.scratch_bytes);
     tracing::info!(

@@ -146,6 +146,10 @@ impl Modules {
                 (Stage::Pooled, "Normalize") => chain.steps.push(steps::normalize(&own_folder()?)?),
                 // It drops values in training only.
                 (Stage::Pooled, "Dropout") => {}
+                (Stage::Start, "Transformer") => {
+                    let value = format!("{} (the encoder is expected at the root)", entry.path);
+                    return Err(ModulesError::Unsupported { path: path.to_owned(), field: "path", value });
+                }
                 (_, _) => {
                     let value = format!("{} (in this place)", entry.kind);
                     return Err(ModulesError::Unsupported { path: path.to_owned(), field: "type", value });
@@ -186,9 +190,12 @@ fn refuse_classifier(folder: &Path) -> Result<(), ModulesError> {
     let path = folder.join("config.json");
     let config = read_json(&path)?.unwrap_or_default();
     let architecture = config.pointer("/architectures/0").and_then(Value::as_str).unwrap_or_default();
-    let kind = [("ForSequenceClassification", "a classifier or reranker"), ("ForCausalLM", "a decoder")]
-        .into_iter()
-        .find(|(ending, _)| architecture.ends_with(ending));
+    let kinds = [
+        ("ForSequenceClassification", "a classifier or reranker"),
+        ("ForCausalLM", "a decoder"),
+        ("ColBERT", "late interaction: a vector for every token"),
+    ];
+    let kind = kinds.into_iter().find(|(ending, _)| architecture.ends_with(ending));
     if let Some((_, kind)) = kind {
         let value = format!("{architecture} ({kind})");
         return Err(ModulesError::Unsupported { path, field: "architectures", value });

@@ -6,10 +6,8 @@
 
 use std::path::Path;
 
-use serde_json::Value;
-
+use crate::arch::Described;
 use crate::arch::spec::EncoderSpec;
-use crate::arch::{ArchError, family};
 use crate::load::LoadError;
 use crate::load::modules::required_json;
 
@@ -29,9 +27,7 @@ impl Work {
     /// Its configuration cannot be read or is not one of ours.
     pub fn of_folder(folder: &Path) -> Result<Self, LoadError> {
         let config = required_json(&folder.join("config.json"))?;
-        let architecture = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
-        let unknown = || ArchError::Unsupported { field: "model_type", value: architecture.to_owned() };
-        Ok(Self::of(&(family::find(architecture, &config).ok_or_else(unknown)?.spec)(&config)?))
+        Ok(Self::of(&Described::read(&config)?.spec))
     }
 
     pub fn of(spec: &EncoderSpec) -> Self {
@@ -51,13 +47,12 @@ impl Work {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
     fn work(config: &Value) -> Work {
-        let architecture = config["model_type"].as_str().unwrap();
-        Work::of(&(family::find(architecture, config).unwrap().spec)(config).unwrap())
+        Work::of(&Described::read(config).unwrap().spec)
     }
 
     fn bert(hidden: usize, layers: usize) -> Value {

@@ -7,9 +7,9 @@
 
 use std::borrow::Cow;
 use std::io::{self, Write};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
@@ -19,8 +19,16 @@ use tracing_subscriber::util::SubscriberInitExt;
 /// Lines that may wait for whoever reads standard error: some megabytes.
 const WAITING_LINES: usize = 16_384;
 
-/// Ends the writing thread of the process's logger.
-static WRITER: Mutex<Option<WorkerGuard>> = Mutex::new(None);
+/// The process's logger.
+static LOGGER: Mutex<Option<Logger>> = Mutex::new(None);
+
+#[derive(Debug)]
+struct Logger {
+    format: LogFormat,
+    dropped: ErrorCounter,
+    /// Ends the writing thread.
+    writer: Option<WorkerGuard>,
+}
 
 /// How events are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +61,7 @@ pub fn init(config: &LogConfig) {
         .lossy(true)
         .thread_name("log")
         .finish(io::stderr());
+    let dropped = queue.error_counter();
     let installed = match config.format {
         LogFormat::Text => {
             let stderr = Lines { queue, escape_sequences: config.color };
@@ -65,11 +74,26 @@ pub fn init(config: &LogConfig) {
     };
     // A logger that is already there belongs to a test or to a program that embeds us: it stays.
     if installed.is_ok() {
-        *WRITER.lock().unwrap_or_else(PoisonError::into_inner) = Some(writer);
+        *logger() = Some(Logger { format: config.format, dropped, writer: Some(writer) });
         if !unreadable.is_empty() {
             tracing::warn!(directives = unreadable, "log filter not understood; ignored");
         }
     }
+}
+
+fn logger() -> MutexGuard<'static, Option<Logger>> {
+    // Nothing that can panic runs under this lock.
+    LOGGER.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How the process's logger writes, if there is one.
+pub fn format() -> Option<LogFormat> {
+    logger().as_ref().map(|logger| logger.format)
+}
+
+/// Lines that were dropped because nobody read standard error.
+pub fn dropped_lines() -> u64 {
+    logger().as_ref().map_or(0, |logger| logger.dropped.dropped_lines() as u64)
 }
 
 /// What is still waiting to be written when the process ends. Dropping it writes that, for a second at most, and nothing is
@@ -79,7 +103,8 @@ pub struct Unwritten;
 
 impl Drop for Unwritten {
     fn drop(&mut self) {
-        drop(WRITER.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let writer = logger().as_mut().and_then(|logger| logger.writer.take());
+        drop(writer);
     }
 }
 

@@ -1,5 +1,5 @@
-//! Every metric: name, meaning, labels and buckets in one table (`Table::new`); and the handles that the rest of the
-//! crate counts with.
+//! Every metric, its name and meaning, in three tables: `Table::new`, `HttpMetrics::new` and the process's own (`process`);
+//! and the handles that the rest of the crate counts with.
 //!
 //! A series exists at zero from the start for every model and every closed label value, so that a rate is right from
 //! the first event on. Label values never come from clients.
@@ -17,10 +17,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use prometheus_client::encoding::text;
 use prometheus_client::registry::Registry;
 
-use sheet::{Counters, Gauges, Histograms, Scale, Sheet, labels, zero};
+use sheet::{Counters, Gauges, Histograms, Labels, Scale, Sheet, labels, zero};
 
 pub use kinds::{ArrayReading, BatchFailure, CanaryResult, ModelState, PanicThread, Refusal, Split, UnloadReason};
 pub use model::{ModelInfo, ModelMetrics};
+pub use process::resident_bytes;
 pub use wire::{Answer, AuthFailure, ConnectionEnd, Gone, HttpMetrics, LimitKind, Receipt, UNMATCHED};
 
 /// The content type of [`Metrics::encode`].
@@ -79,6 +80,8 @@ struct Table {
     model_weight_bytes: Gauges,
     scratch_bytes: Gauges,
     model_last_success: Gauges,
+    source_failures: Counters,
+    key_reloads: Counters,
     threads: Gauges,
     panics: Counters,
     build_info: Gauges,
@@ -126,11 +129,27 @@ impl Table {
                 "embedserve_model_last_success_timestamp_seconds",
                 "Unix time of the last forward pass that gave a vector",
             ),
+            source_failures: s.counters(
+                "embedserve_source_failures",
+                "Attempts to obtain a model's files that failed, by model and source",
+            ),
+            key_reloads: s.counters("embedserve_key_reloads", "Files of keys read again, by outcome"),
             threads: s.gauges("embedserve_threads", "Configured threads, by pool"),
             panics: s.counters("embedserve_panics", "Panics caught, by kind of thread"),
             build_info: s.gauges("embedserve_build_info", "1, with the build as labels"),
         }
     }
+}
+
+/// Where files come from.
+const SOURCES: [&str; 3] = ["hub", "wheel", "directory"];
+
+fn source_labels(model: &str, source: &'static str) -> Labels {
+    labels([("model", model.to_owned().into()), ("source", source.into())])
+}
+
+fn reload_labels(taken: bool) -> Labels {
+    labels([("outcome", if taken { "taken" } else { "refused" }.into())])
 }
 
 // === impl Metrics ===
@@ -145,6 +164,12 @@ impl Metrics {
         registry.register_collector(Box::new(process::Process));
         for thread in PanicThread::ALL {
             zero(&table.panics, &labels([("thread", thread.label().into())]));
+        }
+        for taken in [true, false] {
+            zero(&table.key_reloads, &reload_labels(taken));
+        }
+        for (id, source) in model_ids.iter().flat_map(|id| SOURCES.map(|source| (id, source))) {
+            zero(&table.source_failures, &source_labels(id, source));
         }
         let models = model_ids.iter().map(|id| (id.clone(), Arc::new(ModelMetrics::new(id, &table)))).collect();
         let unknown = Arc::new(ModelMetrics::new(UNKNOWN_MODEL, &table));
@@ -164,6 +189,16 @@ impl Metrics {
 
     pub fn panicked(&self, thread: PanicThread) {
         self.table.panics.get_or_create(&labels([("thread", thread.label().into())])).inc();
+    }
+
+    /// The files of keys were read again, and taken or not.
+    pub fn keys_reloaded(&self, taken: bool) {
+        self.table.key_reloads.get_or_create(&reload_labels(taken)).inc();
+    }
+
+    /// A source did not yield a model's files.
+    pub fn source_failed(&self, model: &str, source: &'static str) {
+        self.table.source_failures.get_or_create(&source_labels(model, source)).inc();
     }
 
     /// The size of a thread pool; `pool` is one of ours.

@@ -1,4 +1,4 @@
-//! Whether over-long inputs are cut, at which end, and to how many tokens: the fields of five APIs read as one setting.
+//! Whether over-long inputs are cut, at which end, and to how many tokens: the fields of six APIs read as one setting.
 
 use crate::request::{RequestError, RequestLimits, Side, TruncateField, Truncation};
 

@@ -1,6 +1,6 @@
 //! When a batch fails, find the rows to blame: halves are tried again until only the poisoned rows fail.
 //!
-//! One poisoned row among n costs at most 2·log₂(n) + 1 further forward passes. A row that fails only in company
+//! One poisoned row among n costs at most 2·⌈log₂(n)⌉ further forward passes. A row that fails only in company
 //! succeeds alone. Non-finite rows need none of this: the finite check fails them one by one.
 //!
 //! Somebody who sends poison all the time must not turn every batch into dozens. A row that failed alone is remembered

@@ -3,18 +3,20 @@
 //! Each exchange runs on a thread of its own and hands its answer over in blocks through a bounded channel, because a
 //! blocked read cannot be interrupted: the caller looks at `stop` every few milliseconds and simply leaves, and the
 //! thread ends at its own timeout. Redirects are followed here and not by ureq: the token goes to the endpoint's own
-//! origin only, and `origin` decides where a redirect may lead. Proxies come from the environment through ureq's own
-//! support.
+//! origin only, and `origin` decides where a redirect may lead. Proxies and authorities are those of the configuration.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, Method, Request, Uri, header};
-use ureq::Agent;
+use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
+use ureq::{Agent, Proxy};
 
-use crate::config::SourceConfig;
+use crate::config::{Proxies, ProxyVariable, SourceConfig};
 use crate::observe::secret::Secret;
+use crate::small_file;
 use crate::source::cache::STOP_POLL;
 use crate::source::error::Cause;
 use crate::source::origin::{Origin, check_address, check_redirect, join, parse_url, refused};
@@ -22,7 +24,11 @@ use crate::source::origin::{Origin, check_address, check_redirect, join, parse_u
 /// Speaks to one endpoint, and to wherever that sends us.
 #[derive(Debug)]
 pub(super) struct Client {
-    agent: Agent,
+    direct: Agent,
+    /// For addresses of either scheme, where a proxy leads there.
+    http: Option<Agent>,
+    https: Option<Agent>,
+    proxies: Proxies,
     endpoint: Origin,
     token: Option<Secret>,
     stall: Duration,
@@ -74,21 +80,45 @@ enum Message {
 
 impl Client {
     pub(super) fn new(config: &SourceConfig) -> Result<Self, Cause> {
-        let endpoint = parse_url(&config.endpoint)?;
-        let agent = Agent::config_builder()
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .user_agent(concat!("embedserve/", env!("CARGO_PKG_VERSION")))
-            // A compressed body would not have the announced length.
-            .accept_encoding("identity")
-            .timeout_resolve(Some(CONNECT_TIMEOUT.min(config.stall_timeout)))
-            .timeout_connect(Some(CONNECT_TIMEOUT.min(config.stall_timeout)))
-            .timeout_per_read(Some(config.stall_timeout))
-            .timeout_per_write(Some(config.stall_timeout))
-            .build()
-            .new_agent();
-        let endpoint = Origin::of(&endpoint)?;
-        Ok(Self { agent, endpoint, token: config.token.clone(), stall: config.stall_timeout })
+        let endpoint = Origin::of(&parse_url(&config.endpoint)?)?;
+        let roots = config.ca_file.as_deref().map(authorities).transpose()?;
+        let agent = |proxy| {
+            let builder = Agent::config_builder()
+                .http_status_as_error(false)
+                .max_redirects(0)
+                .user_agent(concat!("embedserve/", env!("CARGO_PKG_VERSION")))
+                // A compressed body would not have the announced length.
+                .accept_encoding("identity")
+                .proxy(proxy)
+                .timeout_resolve(Some(CONNECT_TIMEOUT.min(config.stall_timeout)))
+                .timeout_connect(Some(CONNECT_TIMEOUT.min(config.stall_timeout)))
+                .timeout_per_read(Some(config.stall_timeout))
+                .timeout_per_write(Some(config.stall_timeout));
+            let builder = match &roots {
+                Some(roots) => builder.tls_config(TlsConfig::builder().root_certs(roots.clone()).build()),
+                None => builder,
+            };
+            builder.build().new_agent()
+        };
+        let through = |proxy: &ProxyVariable| -> Result<Agent, Cause> {
+            let unusable = |reason| Cause::Unreachable { host: endpoint.host.clone(), reason };
+            let address = proxy.http_address().map_err(unusable)?;
+            // Not the library's own words: they may hold the address, and that a password.
+            let malformed = |_| unusable("the address of the proxy is malformed".to_owned());
+            Ok(agent(Some(Proxy::new(address.expose()).map_err(malformed)?)))
+        };
+        // From an address with TLS none leads to one without.
+        let http = config.proxies.http.as_ref().filter(|_| endpoint.scheme == "http").map(through).transpose()?;
+        let https = config.proxies.https.as_ref().map(through).transpose()?;
+        let (proxies, token, stall) = (config.proxies.clone(), config.token.clone(), config.stall_timeout);
+        Ok(Self { direct: agent(None), http, https, proxies, endpoint, token, stall })
+    }
+
+    /// What leads to an origin.
+    fn agent(&self, origin: &Origin) -> Agent {
+        let proxied = if origin.scheme == "https" { &self.https } else { &self.http };
+        let proxied = proxied.as_ref().filter(|_| !self.proxies.spare(&origin.host, origin.port));
+        proxied.unwrap_or(&self.direct).clone()
     }
 
     /// Sends and follows redirects until there is an answer, whatever its status.
@@ -133,7 +163,7 @@ impl Client {
         })?;
         let (tx, messages) = sync_channel(BLOCKS_IN_FLIGHT);
         let exchange = Exchange {
-            agent: self.agent.clone(),
+            agent: self.agent(origin),
             // The endpoint itself was chosen by the operator; only what it points to is checked.
             guard: (*origin != self.endpoint).then(|| self.endpoint.clone()),
             host: origin.clone(),
@@ -289,6 +319,9 @@ impl Exchange {
                     block.truncate(n);
                     Message::Block(block)
                 }
+                Err(error) if is_timeout(&error) => {
+                    Message::Failed(Cause::Stalled { what: self.what.clone(), after: self.stall })
+                }
                 Err(_) => Message::Broken,
             };
             let more = matches!(message, Message::Block(_));
@@ -312,7 +345,9 @@ impl Exchange {
             ureq::Error::HostNotFound => "the host name is unknown".to_owned(),
             ureq::Error::ConnectProxyFailed(_) => "the proxy refused".to_owned(),
             ureq::Error::Io(error) => error.to_string(),
-            ureq::Error::Rustls(error) => error.to_string(),
+            ureq::Error::Rustls(error) => {
+                format!("{error}; the certificate of a private authority goes into SSL_CERT_FILE")
+            }
             ureq::Error::Protocol(_) | ureq::Error::LargeResponseHeader(..) => {
                 return Cause::Protocol { host, what: self.what.clone(), reason: "not an HTTP answer".to_owned() };
             }
@@ -322,6 +357,29 @@ impl Exchange {
     }
 }
 
+/// Whether nothing came for too long, as the one who waits for blocks may notice a moment later.
+fn is_timeout(error: &std::io::Error) -> bool {
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<ureq::Error>());
+    matches!(cause, Some(ureq::Error::Timeout(_)))
+}
+
+/// The certificates of a file as they stand there, one after the other.
+fn authorities(path: &Path) -> Result<RootCerts, Cause> {
+    let file = || path.display().to_string();
+    let bytes = small_file::read(path, MAX_CA_BYTES).map_err(Cause::io("read", path))?;
+    let items = parse_pem(&bytes).filter_map(|item| match item {
+        Ok(PemItem::Certificate(certificate)) => Some(certificate),
+        Ok(_) | Err(_) => None,
+    });
+    let certificates: Vec<_> = items.collect();
+    if certificates.is_empty() {
+        return Err(Cause::Unreadable { file: file(), reason: "it holds no certificate".to_owned() });
+    }
+    Ok(RootCerts::new_with_certs(&certificates))
+}
+
+/// The lists of distributions have a quarter of a megabyte.
+const MAX_CA_BYTES: u64 = 16 << 20;
 /// A host that does not complete a handshake by then is not there: the next source should have its turn.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// As many as browsers and curl allow in practice.

@@ -85,6 +85,8 @@ pub enum Cause {
     Unreadable { file: String, reason: String },
     #[error("{file}: {what}")]
     Unsupported { file: String, what: String },
+    #[error("such a model cannot be served, so its weights are not fetched: {reason}")]
+    Useless { reason: String },
     #[error("link leaves the model's folder: {}", printable(.file))]
     Escape { file: String },
     #[error("cannot {action} {}: {source}", .path.display())]
@@ -121,9 +123,22 @@ impl Cause {
         )
     }
 
-    /// Whether nothing is wrong with the files, only with the way to them: an older complete copy may serve instead.
+    /// Whether nothing is wrong with the files, only with the way to them or with the room for them: an older complete
+    /// copy may serve instead. Not where the operator's own spelling or token is refused.
     pub const fn is_outage(&self) -> bool {
-        self.is_transient() || matches!(self, Self::Deadline { .. })
+        self.is_transient()
+            || matches!(
+                self,
+                Self::Deadline { .. }
+                    // Of a proxy, which is not the one that knows repositories.
+                    | Self::Status { status: 407, .. }
+                    // A page of a captive portal.
+                    | Self::Protocol { .. }
+                    // A cache that cannot be written, or is full.
+                    | Self::Io { .. }
+                    | Self::Space { .. }
+                    | Self::FileLimit { .. }
+            )
     }
 
     /// A word from a closed set, for metrics.
@@ -141,7 +156,8 @@ impl Cause {
             | Self::Weights { .. }
             | Self::Pickled { .. }
             | Self::Unreadable { .. }
-            | Self::Unsupported { .. } => "content",
+            | Self::Unsupported { .. }
+            | Self::Useless { .. } => "content",
             Self::Io { .. } => "io",
             Self::PipStart { .. } | Self::Pip { .. } => "pip",
         }

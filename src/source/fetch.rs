@@ -13,8 +13,10 @@ use std::time::{Duration, Instant};
 use http::{Method, Uri};
 use indicatif::MultiProgress;
 
+use crate::catalog::ModelSpec;
 use crate::config::SourceConfig;
 use crate::observe::progress::LoadProgress;
+use crate::source::Judge;
 use crate::source::cache::{ensure_file_size, ensure_space, pause, remove};
 use crate::source::client::{Answer, Ask, Client, Follow};
 use crate::source::error::Cause;
@@ -29,8 +31,9 @@ pub(super) struct Context<'c> {
     pub stop: &'c AtomicBool,
     /// Where bars are drawn, if they are wanted: one per file under way.
     pub bars: Option<&'c MultiProgress>,
-    /// No file of this model is larger.
-    pub max_file_bytes: u64,
+    pub spec: &'c ModelSpec,
+    /// Asked before weights are.
+    pub judge: Judge,
     /// Whether some source has a complete copy on this machine already: then no server is worth waiting for.
     pub cached: bool,
 }
@@ -134,8 +137,8 @@ pub(super) fn download(client: &Client, transfer: &Transfer<'_>, context: &Conte
 
 fn receive(client: &Client, transfer: &Transfer<'_>, context: &Context<'_>) -> Result<(), Cause> {
     let Transfer { name, size, part, .. } = *transfer;
-    if size > context.max_file_bytes {
-        return Err(Cause::TooLarge { file: name.to_owned(), size, limit: context.max_file_bytes });
+    if size > context.spec.max_file_bytes {
+        return Err(Cause::TooLarge { file: name.to_owned(), size, limit: context.spec.max_file_bytes });
     }
     ensure_file_size(part, size)?;
     fault::point("before_create");

@@ -45,7 +45,7 @@ pub(super) fn obtain(model: HubModel<'_>, context: &Context<'_>) -> Result<Model
         Ok(path) => {
             tracing::warn!(
                 repo = %model.repo, revision = %model.revision, %commit, %cause,
-                "the hub cannot be used, serving the complete snapshot in the cache"
+                "the model cannot be looked for or fetched, serving the complete snapshot in the cache"
             );
             warn_if_partial(&repository, &commit);
             Ok(folder(&repository, &commit, &path))

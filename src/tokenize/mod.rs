@@ -3,6 +3,9 @@
 //! Every text is tokenised completely (under the byte cap) and cut afterwards, so that errors and `original_tokens`
 //! state the true length. A cut keeps the special tokens, as the reference tokenizer's own truncation does.
 
+mod growth;
+mod job;
+mod lead;
 pub mod load;
 pub mod settings;
 mod tasks;
@@ -20,20 +23,18 @@ use std::time::{Duration, Instant};
 use futures_util::stream::{FuturesOrdered, StreamExt};
 use thiserror::Error;
 
-use crate::observe::metrics::{ArrayReading, ModelMetrics};
+use crate::observe::metrics::{ArrayReading, ModelMetrics, Refusal};
 use crate::request::{EmbedRequest, Input, Measured, Place, RequestError, RequestLimits, Side, TokenRow, Truncation};
+use job::{Job, Rows};
+use lead::Lead;
 use load::{Frame, TokenizerLoadError};
 use token_arrays::{Reading, Rules, Vocabulary};
 use word_piece::WordPiece;
 use words::WholeWords;
-use workers::{WorkerFailed, Workers};
+use workers::{WorkerError, Workers};
 
 /// Tasks that one request brings to the workers at once, for each of them: one to do, one to go on with.
 const TASKS_PER_WORKER: usize = 2;
-
-/// Texts of fewer bytes together are tokenised where they arrive: a few microseconds in plain English, and a quarter of a
-/// millisecond at the very worst.
-const BRIEF_BYTES: usize = 1024;
 
 /// What was cut from an over-long input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,7 +58,7 @@ pub enum TokenizeError {
     #[error(transparent)]
     Request(#[from] RequestError),
     #[error(transparent)]
-    Worker(#[from] WorkerFailed),
+    Worker(#[from] WorkerError),
     #[error("deadline passed")]
     Deadline,
 }
@@ -123,20 +124,21 @@ impl Tokenizer {
         Ok(Self { model: Arc::new(model), workers })
     }
 
-    /// Tokenises every input of a request; the first input that cannot be used fails the request.
+    /// Tokenises every input of a request; the first input that cannot be used fails the request. A thread must have time
+    /// for it within `patience`.
     ///
     /// # Errors
     /// See [`TokenizeError`].
-    pub async fn encode(&self, request: EmbedRequest) -> Result<Encoded, TokenizeError> {
+    pub async fn encode(&self, request: EmbedRequest, patience: Duration) -> Result<Encoded, TokenizeError> {
         let start = Instant::now();
         let left = request.deadline.saturating_duration_since(start);
-        let rows =
-            tokio::time::timeout(left, self.encode_rows(request)).await.map_err(|_| TokenizeError::Deadline)??;
-        let limit = self.model.limits.max_request_tokens;
-        let tokens = rows.iter().map(|row| row.counted).sum();
-        if tokens > limit {
-            return Err(RequestError::TooManyTokens { tokens, limit }.into());
-        }
+        let rows = tokio::time::timeout(left, self.encode_rows(request, patience));
+        let rows = rows.await.map_err(|_| TokenizeError::Deadline)?;
+        let rows = rows.inspect_err(|error| {
+            if *error == TokenizeError::Worker(WorkerError::Busy) {
+                self.model.metrics.refused(Refusal::Late);
+            }
+        })?;
         let elapsed = start.elapsed();
         self.model.metrics.tokenized(elapsed);
         let (rows, cuts) = rows.into_iter().map(|row| (row.row, row.cut)).unzip();
@@ -159,7 +161,7 @@ impl Tokenizer {
         words::find(&self.model.tokenizer, &self.model.frame)
     }
 
-    async fn encode_rows(&self, request: EmbedRequest) -> Result<Vec<EncodedRow>, TokenizeError> {
+    async fn encode_rows(&self, request: EmbedRequest, patience: Duration) -> Result<Vec<EncodedRow>, TokenizeError> {
         let inputs = request.inputs;
         let job = Job {
             model: Arc::clone(&self.model),
@@ -172,57 +174,32 @@ impl Tokenizer {
             single: request.single,
             truncation: request.truncation,
         };
+        let mut rows = Rows { read: Vec::new(), tokens: 0, limit: self.model.limits.max_request_tokens };
         if job.is_brief(&inputs) {
-            return Ok(self.workers.run_here(|| job.encode(inputs, 0))??);
+            rows.add(self.workers.run_here(|| job.encode(inputs, 0, &|| false))??)?;
+            return Ok(rows.read);
         }
-        let (job, mut rows, mut first) = (Arc::new(job), Vec::with_capacity(inputs.len()), 0);
-        let (mut waiting, mut tasks) = (tasks::of(inputs).into_iter(), FuturesOrdered::new());
+        let (job, mut first) = (Arc::new(job), 0);
+        let (mut waiting, mut tasks) = (tasks::of(inputs, job.prompt.len()).into_iter(), FuturesOrdered::new());
         loop {
             // Enough for all workers, and no more: others' texts come between those of a large request.
             while tasks.len() < TASKS_PER_WORKER * self.workers.count()
                 && let Some(inputs) = waiting.next()
             {
                 let (job, place) = (Arc::clone(&job), first);
+                // Whoever's first text was begun with in time is served to the end.
+                let patience = if place == 0 { patience } else { Duration::MAX };
                 first += inputs.len();
-                tasks.push_back(self.workers.run(move || job.encode(inputs, place)));
+                let size_bytes = job.size_bytes(&inputs);
+                let work = move |has_left: &dyn Fn() -> bool| job.encode(inputs, place, has_left);
+                tasks.push_back(self.workers.run((patience, size_bytes), work));
             }
             // In order, so that the first fault is named and ends the rest.
             match tasks.next().await {
-                Some(answer) => rows.extend(answer??),
-                None => return Ok(rows),
+                Some(answer) => rows.add(answer??)?,
+                None => return Ok(rows.read),
             }
         }
-    }
-}
-
-/// What all inputs of a request have in common.
-struct Job {
-    model: Arc<Model>,
-    rules: Rules,
-    prompt: String,
-    single: bool,
-    truncation: Truncation,
-}
-
-impl Job {
-    /// Whether the inputs are tokenised sooner than a worker is awake. The tables that token arrays are read with may
-    /// have to be built first.
-    fn is_brief(&self, inputs: &[Input]) -> bool {
-        let bytes = |input: &Input| match input {
-            Input::Text(text) => text.len() + self.prompt.len(),
-            Input::Tokens(_) => BRIEF_BYTES,
-        };
-        inputs.len() < BRIEF_BYTES && inputs.iter().map(bytes).sum::<usize>() < BRIEF_BYTES
-    }
-
-    /// Some of the inputs, the first of which is the request's `first`.
-    fn encode(&self, inputs: Vec<Input>, first: usize) -> Result<Vec<EncodedRow>, RequestError> {
-        let lead = self.model.lead(&self.prompt, self.truncation)?;
-        let encode = |(index, input)| {
-            let place = Place::input(self.single, first + index);
-            self.model.encode(input, place, self.truncation, (&self.rules, &lead))
-        };
-        inputs.into_iter().enumerate().map(encode).collect()
     }
 }
 
@@ -285,22 +262,21 @@ impl Model {
         truncation: Truncation,
     ) -> Result<EncodedRow, RequestError> {
         let cap = self.limits.max_input_bytes;
-        let size_bytes = lead.prompt.len() + text.len();
+        let prompt_bytes = growth::grown_bytes(lead.prompt, cap);
+        let size_bytes = prompt_bytes + growth::grown_bytes(text, cap);
         let prepared = match truncation.side {
             _ if size_bytes <= cap => lead.before(text),
             None => {
-                let (limit, measured) = (self.limits.max_tokens, Measured::Bytes(size_bytes));
+                let (limit, measured) = (self.limits.max_tokens, Measured::Bytes(lead.prompt.len() + text.len()));
                 return Err(RequestError::TooLong { place, limit, measured });
             }
-            Some(Side::End) if lead.prompt.len() < cap => {
-                lead.before(whole_words_before(text, cap - lead.prompt.len()))
-            }
-            Some(Side::End) => Cow::Borrowed(whole_words_before(lead.prompt, cap)),
+            Some(Side::End) if prompt_bytes < cap => lead.before(growth::whole_words_before(text, cap - prompt_bytes)),
+            Some(Side::End) => Cow::Borrowed(growth::whole_words_before(lead.prompt, cap)),
             // The start is what is cut, and the prompt lies there.
-            Some(Side::Start) => match text.len().checked_sub(cap) {
-                Some(excess) => Cow::Borrowed(whole_words_after(text, excess)),
-                None => Cow::Owned(whole_words_after(&lead.before(text), size_bytes - cap).to_owned()),
-            },
+            Some(Side::Start) if size_bytes - prompt_bytes >= cap => {
+                Cow::Borrowed(growth::whole_words_after(text, cap))
+            }
+            Some(Side::Start) => Cow::Owned(growth::whole_words_after(&lead.before(text), cap).to_owned()),
         };
         let mut row = self.fit(self.content(&prepared, "input")?, place, truncation)?;
         row.row.skip = lead.skip;
@@ -357,29 +333,4 @@ impl Model {
         ids.drain(..self.frame.prefix.len());
         ids
     }
-}
-
-/// What goes before every text of a request.
-struct Lead<'p> {
-    prompt: &'p str,
-    /// Tokens at the start of a row that pooling leaves out.
-    skip: usize,
-}
-
-impl Lead<'_> {
-    fn before<'t>(&self, text: &'t str) -> Cow<'t, str> {
-        if self.prompt.is_empty() { Cow::Borrowed(text) } else { Cow::Owned(format!("{}{text}", self.prompt)) }
-    }
-}
-
-/// At most `cap` bytes from the start; the word at the cut may be incomplete and is left out, if anything precedes it.
-fn whole_words_before(text: &str, cap: usize) -> &str {
-    let head = &text[..text.floor_char_boundary(cap)];
-    head.rfind(char::is_whitespace).filter(|end| *end > 0).map_or(head, |end| &head[..end])
-}
-
-/// The mirror image, from byte `start` on.
-fn whole_words_after(text: &str, start: usize) -> &str {
-    let tail = &text[text.ceil_char_boundary(start)..];
-    tail.find(char::is_whitespace).map(|space| &tail[space..]).filter(|rest| !rest.trim().is_empty()).unwrap_or(tail)
 }

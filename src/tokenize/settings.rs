@@ -2,8 +2,8 @@
 //! `added_tokens.json`.
 //!
 //! transformers reads the tokenizer and then lets its class have the last word: BERT's decides about case, accents and
-//! Chinese characters, RoBERTa's about the space before a text, those of SentencePiece about white space, and all of them add the special tokens that they are told
-//! of. Where the files disagree, vectors follow the class (`AutoTokenizer.from_pretrained` of transformers 4 and 5), so the
+//! Chinese characters, RoBERTa's about the space before a text, those of SentencePiece about white space, and all of
+//! them add the special tokens that they are told of. Where the files disagree, vectors follow the class (`AutoTokenizer.from_pretrained` of transformers 4 and 5), so the
 //! same is done here. Classes that have no opinion, such as `PreTrainedTokenizerFast`, leave the tokenizer as it is.
 
 use std::collections::{BTreeMap, HashSet};
@@ -58,7 +58,7 @@ pub struct NormalizerSettings {
 impl Class {
     fn of(name: &str) -> Self {
         match name.strip_suffix("Fast").unwrap_or(name) {
-            "BertTokenizer" | "DistilBertTokenizer" => Self::Bert,
+            "BertTokenizer" | "DistilBertTokenizer" | "ElectraTokenizer" => Self::Bert,
             "MPNetTokenizer" => Self::MpNet,
             "RobertaTokenizer" => Self::Roberta,
             "XLMRobertaTokenizer" | "CamembertTokenizer" => Self::SentencePiece,
@@ -70,7 +70,7 @@ impl Class {
     /// The class of a model whose files name none.
     fn of_model(model_type: &str) -> Self {
         match model_type {
-            "bert" | "distilbert" | "nomic_bert" => Self::Bert,
+            "bert" | "distilbert" | "electra" | "ernie" | "nomic_bert" => Self::Bert,
             "mpnet" => Self::MpNet,
             "roberta" => Self::Roberta,
             "xlm-roberta" | "camembert" | "gte" => Self::SentencePiece,
@@ -113,6 +113,9 @@ impl Class {
     }
 }
 
+/// Classes that divide texts into words by programs of their own, such as `MeCab`, or know a file format that nobody else reads.
+const PYTHON: [&str; 3] = ["BertJapaneseTokenizer", "PhobertTokenizer", "BertweetTokenizer"];
+
 /// The roles that a special token may have.
 const ROLES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
@@ -125,7 +128,13 @@ impl Settings {
         let config = json(folder, "tokenizer_config.json")?;
         let model = json(folder, "config.json")?;
         let text = |value: &Value, field: &str| value.get(field).and_then(Value::as_str).map(str::to_owned);
-        let class = match text(&config, "tokenizer_class").or_else(|| text(&model, "tokenizer_class")) {
+        let named = text(&config, "tokenizer_class").or_else(|| text(&model, "tokenizer_class"));
+        if let Some(python) = PYTHON.iter().find(|python| named.as_deref() == Some(python)) {
+            return Err(format!(
+                "{python} is Python code, and no tokenizer.json does what it does: it cannot be served"
+            ));
+        }
+        let class = match named {
             Some(name) => Class::of(&name),
             None => text(&model, "model_type").map_or(Class::Other, |name| Class::of_model(&name)),
         };

@@ -37,7 +37,7 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// Reads one array. `vocab_rows` and `frame` describe the model; `model` names it in errors.
+    /// Reads one array. `model` is the vocabulary of the model's own ids.
     ///
     /// # Errors
     /// An id outside the vocabulary it is read with, or an array that fits both readings.

@@ -5,8 +5,9 @@
 //! (`BertNormalizer`, `BertPreTokenizer`, `WordPiece`) and compares both readings of some probes before it agrees. In it
 //! words between white space do not touch each other and letters are normalised one by one. Read here are ASCII and the
 //! letters of which the library was asked at load (the alphabets of Europe and its neighbours, the usual typographic
-//! marks); words with anything else go to the library, the rest does not. A text that may hold an added token goes to it
-//! whole.
+//! marks). Words with anything else are normalised and divided by the library, and a text that may hold an added token is,
+//! whole; what words consist of is always looked up here. The library tries every piece of a word for every start, with an
+//! allocation each: a hundred rare letters cost it half a millisecond.
 //!
 //! `benches/tokenise.rs` times both.
 
@@ -85,9 +86,12 @@ enum Chunk {
 
 /// The library's word limit that we have room for; every known model has 100.
 const MAX_WORD_CHARS: usize = 112;
+/// Of those in [`LETTERS`].
 const LETTER_BYTES: usize = 3;
+/// Of any character.
+const CHAR_BYTES: usize = 4;
 /// Room for a word and for a whole [`KEY_BYTES`] from each of its bytes on.
-const ROOM: usize = MAX_WORD_CHARS * LETTER_BYTES + KEY_BYTES;
+const ROOM: usize = MAX_WORD_CHARS * CHAR_BYTES + KEY_BYTES;
 /// Latin to Arabic, and the marks of typography: what UTF-8 writes in two bytes, and a block that it writes in three.
 const LETTERS: [std::ops::Range<u32>; 2] = [0x80..0x800, 0x2000..0x2100];
 
@@ -108,6 +112,10 @@ impl WordPiece {
         let Some(NormalizerWrapper::BertNormalizer(normalizer)) = library.get_normalizer() else { return None };
         let Some(PreTokenizerWrapper::BertPreTokenizer(_)) = library.get_pre_tokenizer() else { return None };
         let ModelWrapper::WordPiece(model) = library.get_model() else { return None };
+        if !normalizer.clean_text {
+            // Words could hold control characters, which our pieces cannot.
+            return None;
+        }
         let max_word_chars = model.max_input_chars_per_word;
         if !(1..=MAX_WORD_CHARS).contains(&max_word_chars) {
             return None;
@@ -150,10 +158,10 @@ impl WordPiece {
         agrees
     }
 
-    /// The ids of a text, without special tokens around it.
+    /// The ids of a text, without special tokens around it. `library` is the one of [`Self::of`].
     ///
     /// # Errors
-    /// Whatever the library says, which is `library` from [`Self::of`].
+    /// Whatever the library says.
     pub fn ids(&self, library: &Tokenizer, text: &str) -> Result<Vec<u32>, String> {
         let bytes = text.as_bytes();
         let mut ids = Vec::with_capacity(bytes.len() / TYPICAL_TOKEN_BYTES + 1);
@@ -169,16 +177,44 @@ impl WordPiece {
                 Chunk::End(end) => at = end,
                 Chunk::Foreign => {
                     ids.truncate(before);
-                    let end = self.foreign_end(bytes, at);
+                    let Some(end) = self.foreign_end(bytes, at) else {
+                        ids.clear();
+                        self.divided(library, text, (&mut word, &mut ids))?;
+                        return Ok(ids);
+                    };
                     // White space is ASCII: both ends lie between characters.
-                    let encoding = library.encode_fast(&text[at..end], false).map_err(|error| error.to_string())?;
-                    ids.extend_from_slice(encoding.get_ids());
+                    self.divided(library, &text[at..end], (&mut word, &mut ids))?;
                     at = end;
                 }
-                Chunk::Added => return load::ids(library, text, false),
+                Chunk::Added => {
+                    ids.clear();
+                    self.divided(library, text, (&mut word, &mut ids))?;
+                    return Ok(ids);
+                }
             }
         }
         Ok(ids)
+    }
+
+    /// Reads a text that the library has normalised and divided into words and added tokens.
+    fn divided(&self, library: &Tokenizer, text: &str, (word, ids): (&mut Word, &mut Vec<u32>)) -> Result<(), String> {
+        let mut divided = library.get_added_vocabulary().extract_and_normalize(library.get_normalizer(), text);
+        BertPreTokenizer.pre_tokenize(&mut divided).map_err(|error| error.to_string())?;
+        for (text, _, tokens) in divided.get_splits(OffsetReferential::Original, OffsetType::None) {
+            if let Some(tokens) = tokens {
+                ids.extend(tokens.iter().map(|token| token.id));
+                continue;
+            }
+            let mut room = [0; CHAR_BYTES];
+            (word.length, word.chars) = (0, 0);
+            for character in text.chars() {
+                word.push(character.encode_utf8(&mut room).as_bytes());
+            }
+            if word.chars > 0 {
+                self.finish(word, ids);
+            }
+        }
+        Ok(())
     }
 
     fn kind(&self, byte: u8) -> Kind {
@@ -239,10 +275,15 @@ impl WordPiece {
         self.added.iter().any(|token| bytes.get(..token.len()).is_some_and(|bytes| bytes.eq_ignore_ascii_case(token)))
     }
 
-    /// Where the run of words that are not plain ends, the first of which begins at `start`.
-    fn foreign_end(&self, bytes: &[u8], start: usize) -> usize {
+    /// Where the run of words that are not plain ends, the first of which begins at `start`; none if they may hold an added
+    /// token.
+    fn foreign_end(&self, bytes: &[u8], start: usize) -> Option<usize> {
         let (mut end, mut at) = (start, start);
         for word in bytes[start..].split(|byte| self.kind(*byte) == Kind::Space) {
+            let mut begins = (at..).zip(word).filter(|(_, byte)| self.kind(**byte) == Kind::Added);
+            if begins.any(|(place, _)| self.may_be_added(&bytes[place..])) {
+                return None;
+            }
             at += word.len();
             if word.iter().any(|byte| self.kind(*byte) == Kind::Foreign) {
                 end = at;
@@ -252,7 +293,7 @@ impl WordPiece {
             // The white space behind it.
             at += 1;
         }
-        end
+        Some(end)
     }
 
     /// Ends a word: the longest piece from its start, and so on from there; one that does not divide so is unknown.

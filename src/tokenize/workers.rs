@@ -11,9 +11,11 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use thiserror::Error;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::time::{Instant, timeout_at};
 
 use crate::observe::metrics::{Metrics, PanicThread};
 
@@ -22,6 +24,21 @@ use crate::observe::metrics::{Metrics, PanicThread};
 const WAITING_TASKS: usize = 256;
 /// One thread in so many tokenises while a forward pass is under way.
 const SHARE: usize = 4;
+
+/// How long a thread that may not run beside a forward pass sleeps between looks at whether it has ended: a good deal less than
+/// one takes that is worth waiting for, and nothing to a processor.
+const PASS_POLL: Duration = Duration::from_millis(5);
+
+/// The library keeps up to several hundred bytes for each byte of a text while it reads it. Tasks of more than this many
+/// bytes, which hold texts far longer than any page, therefore share [`ALL_LARGE_BYTES`], whatever the number of threads.
+const LARGE_BYTES: usize = 64 * 1024;
+const ALL_LARGE_BYTES: usize = 1024 * 1024;
+/// For the clock, which cannot add up to any time; requests have deadlines of their own.
+const LONGEST_PATIENCE: Duration = Duration::from_hours(24);
+
+fn large_units(size_bytes: usize) -> u32 {
+    u32::try_from(size_bytes.min(ALL_LARGE_BYTES).div_ceil(1024)).unwrap_or(u32::MAX)
+}
 
 type Task = Box<dyn FnOnce() + Send>;
 
@@ -33,8 +50,12 @@ pub struct Workers {
 
 /// A task gave no result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[error("a tokenising task panicked or its thread ended")]
-pub struct WorkerFailed;
+pub enum WorkerError {
+    #[error("a tokenising task panicked or its thread ended")]
+    Failed,
+    #[error("no thread had time for it")]
+    Busy,
+}
 
 /// What is held by those who bring tasks; dropping it ends the threads.
 #[derive(Debug)]
@@ -46,6 +67,8 @@ struct Shared {
     arrived: Condvar,
     /// A permit for every task that may wait.
     room: Arc<Semaphore>,
+    /// A permit for every KiB of the large tasks that are waiting or under way.
+    large: Arc<Semaphore>,
     n_threads: usize,
     /// A forward pass is under way.
     computing: Arc<AtomicBool>,
@@ -84,6 +107,7 @@ impl Workers {
             state: Mutex::default(),
             arrived: Condvar::new(),
             room: Arc::new(Semaphore::new(WAITING_TASKS)),
+            large: Arc::new(Semaphore::new(ALL_LARGE_BYTES / 1024)),
             n_threads,
             computing,
             metrics: Arc::clone(metrics),
@@ -100,29 +124,54 @@ impl Workers {
         self.pool.0.n_threads
     }
 
-    /// Runs `work` on a worker. A task whose caller has gone is skipped.
+    /// Runs `work`, which reads about `size_bytes` of text, on a worker, if one begins with it within `patience`. A task whose
+    /// caller has gone is skipped; one that has begun can ask whether it is.
     ///
     /// # Errors
-    /// The task panicked.
-    pub async fn run<R: Send + 'static>(&self, work: impl FnOnce() -> R + Send + 'static) -> Result<R, WorkerFailed> {
+    /// The task panicked, or was not begun in time.
+    pub async fn run<R: Send + 'static>(
+        &self,
+        (patience, size_bytes): (Duration, usize),
+        work: impl FnOnce(&dyn Fn() -> bool) -> R + Send + 'static,
+    ) -> Result<R, WorkerError> {
         let shared = &self.pool.0;
-        let permit = Arc::clone(&shared.room).acquire_owned().await.map_err(|_| WorkerFailed)?;
-        let (answer, answered) = oneshot::channel();
-        let task: Task = Box::new(move || {
-            if !answer.is_closed() {
-                // The caller may leave while we work; then nobody needs the result.
-                let _ = answer.send(work());
-            }
-        });
+        let until = Instant::now() + patience.min(LONGEST_PATIENCE);
+        let permits = async {
+            let large = match size_bytes {
+                0..=LARGE_BYTES => None,
+                _ => Some(Arc::clone(&shared.large).acquire_many_owned(large_units(size_bytes)).await?),
+            };
+            Ok::<_, AcquireError>((Arc::clone(&shared.room).acquire_owned().await?, large))
+        };
+        let permits = timeout_at(until, permits).await.map_err(|_| WorkerError::Busy)?;
+        let (permit, large) = permits.map_err(|_| WorkerError::Failed)?;
+        let ((answer, mut answered), begun) = (oneshot::channel(), Arc::new(AtomicBool::new(false)));
+        let task: Task = {
+            let begun = Arc::clone(&begun);
+            Box::new(move || {
+                begun.store(true, Ordering::Relaxed);
+                if !answer.is_closed() {
+                    let result = work(&|| answer.is_closed());
+                    // The caller may leave while we work; then nobody needs the result.
+                    let _ = answer.send(result);
+                }
+                drop(large);
+            })
+        };
         shared.add(task, permit);
-        answered.await.map_err(|_| WorkerFailed)
+        let answer = match timeout_at(until, &mut answered).await {
+            Ok(answer) => answer,
+            Err(_) if begun.load(Ordering::Relaxed) => answered.await,
+            Err(_) => return Err(WorkerError::Busy),
+        };
+        answer.map_err(|_| WorkerError::Failed)
     }
 
     /// Runs `work` on this thread: for what is done sooner than a worker is awake.
     ///
     /// # Errors
     /// It panicked.
-    pub fn run_here<R>(&self, work: impl FnOnce() -> R) -> Result<R, WorkerFailed> {
+    pub fn run_here<R>(&self, work: impl FnOnce() -> R) -> Result<R, WorkerError> {
         self.pool.0.guard(work)
     }
 }
@@ -181,17 +230,21 @@ impl Shared {
                 state.running -= 1;
             } else if state.closed {
                 return;
-            } else {
+            } else if state.tasks.is_empty() {
                 state = self.arrived.wait(state).unwrap_or_else(PoisonError::into_inner);
+            } else {
+                // Nobody rings when a forward pass ends.
+                let waited = self.arrived.wait_timeout(state, PASS_POLL);
+                state = waited.unwrap_or_else(PoisonError::into_inner).0;
             }
         }
     }
 
-    fn guard<R>(&self, work: impl FnOnce() -> R) -> Result<R, WorkerFailed> {
+    fn guard<R>(&self, work: impl FnOnce() -> R) -> Result<R, WorkerError> {
         catch_unwind(AssertUnwindSafe(work)).map_err(|_| {
             self.metrics.panicked(PanicThread::Tokenizer);
             tracing::error!("a tokenising task panicked; its request failed");
-            WorkerFailed
+            WorkerError::Failed
         })
     }
 }
@@ -204,16 +257,45 @@ mod tests {
 
     use super::*;
 
+    const MINUTE: Duration = Duration::from_mins(1);
+
     // V-10: a panicking task fails alone, and the pool keeps its size.
     #[tokio::test]
     async fn a_panicking_task_fails_alone() {
         let metrics = Metrics::new(&[]);
         let workers = Workers::new(1, &metrics).unwrap();
-        assert_eq!(workers.run(|| panic!("crafted text")).await, Err::<(), _>(WorkerFailed));
-        assert_eq!(workers.run(|| 7).await, Ok(7));
-        assert_eq!(workers.run_here(|| panic!("crafted text")), Err::<(), _>(WorkerFailed));
+        assert_eq!(workers.run((MINUTE, 0), |_| panic!("crafted text")).await, Err::<(), _>(WorkerError::Failed));
+        assert_eq!(workers.run((MINUTE, 0), |_| 7).await, Ok(7));
+        assert_eq!(workers.run_here(|| panic!("crafted text")), Err::<(), _>(WorkerError::Failed));
         assert_eq!(workers.run_here(|| 8), Ok(8));
         assert!(metrics.encode().contains("embedserve_panics_total{thread=\"tokenizer\"} 2"));
+    }
+
+    // who is not begun with in time is told so, and not done afterwards; what has begun hears that its caller left.
+    #[tokio::test]
+    async fn a_task_that_is_not_begun_in_time_is_given_up() {
+        let workers = Workers::new(1, &Metrics::new(&[])).unwrap();
+        let (begun, until) = (Arc::new(tokio::sync::Notify::new()), Arc::new(AtomicBool::new(false)));
+        let long = {
+            let (begun, until) = (Arc::clone(&begun), Arc::clone(&until));
+            workers.run((MINUTE, 0), move |has_left| {
+                begun.notify_one();
+                while !has_left() {
+                    std::thread::yield_now();
+                }
+                until.store(true, Ordering::SeqCst);
+            })
+        };
+        let mut long = Box::pin(long);
+        tokio::select! {
+            _ = &mut long => panic!("nobody has left"),
+            () = begun.notified() => {}
+        }
+        let late = workers.run((Duration::from_millis(20), 0), |_| panic!("nobody waits for it"));
+        assert_eq!(late.await, Err::<(), _>(WorkerError::Busy));
+        drop(long);
+        assert_eq!(workers.run((MINUTE, 0), |_| 7).await, Ok(7));
+        assert!(until.load(Ordering::SeqCst));
     }
 
     // Every task says how many ran beside it; each waits until as many as may do so have come.
@@ -226,7 +308,7 @@ mod tests {
             let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
             let task = || {
                 let (running, most) = (Arc::clone(&running), Arc::clone(&most));
-                workers.run(move || {
+                workers.run((MINUTE, 0), move |_| {
                     let now = running.fetch_add(1, Ordering::SeqCst) + 1;
                     most.fetch_max(now, Ordering::SeqCst);
                     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
@@ -245,7 +327,7 @@ mod tests {
     #[tokio::test]
     async fn more_tasks_than_may_wait_are_all_done() {
         let workers = Workers::new(2, &Metrics::new(&[])).unwrap();
-        let done = join_all((0..4 * WAITING_TASKS).map(|index| workers.run(move || index))).await;
+        let done = join_all((0..4 * WAITING_TASKS).map(|index| workers.run((MINUTE, 0), move |_| index))).await;
         assert!(done.into_iter().enumerate().all(|(index, result)| result == Ok(index)));
     }
 }

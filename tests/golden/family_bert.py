@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, ElectraConfig, ElectraModel, ErnieConfig, ErnieModel
 
 import mistakes
 import texts
@@ -79,6 +79,51 @@ class Bert(Family):
         return gelu_mistake(self.activation)
 
 
+@dataclass(frozen=True)
+class Electra(Bert):
+    """The discriminator, as it is stored with its head."""
+
+    def model(self, vocab_size: int) -> torch.nn.Module:
+        return ElectraModel(
+            ElectraConfig(
+                vocab_size=vocab_size,
+                embedding_size=self.hidden,
+                hidden_size=self.hidden,
+                num_hidden_layers=self.layers,
+                num_attention_heads=self.heads,
+                intermediate_size=self.intermediate,
+                max_position_embeddings=self.positions,
+            )
+        )
+
+    def stored(self, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+        own = {"electra." + name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+        head = {"discriminator_predictions.dense.weight": (self.hidden, self.hidden)}
+        return own | random_tensors(head)
+
+
+@dataclass(frozen=True)
+class Ernie(Bert):
+    """With a table of tasks."""
+
+    def model(self, vocab_size: int) -> torch.nn.Module:
+        return ErnieModel(
+            ErnieConfig(
+                vocab_size=vocab_size,
+                hidden_size=self.hidden,
+                num_hidden_layers=self.layers,
+                num_attention_heads=self.heads,
+                intermediate_size=self.intermediate,
+                max_position_embeddings=self.positions,
+                type_vocab_size=4,
+                use_task_id=True,
+            )
+        )
+
+    def stored(self, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+        return {"ernie." + name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+
+
 def draw(name: str, values: np.ndarray) -> np.ndarray:
     """For every encoder with BERT's names."""
     if name.endswith("intermediate.dense.bias"):
@@ -129,5 +174,7 @@ FAMILIES = [
         pooler=False,
     ),
     Bert("bert-dense", 1014, dense=(Dense(24),)),
+    Electra("electra-mean", 1016),
+    Ernie("ernie-mean", 1017, layout="classic"),
     Bert("bert-dense-classic", 1015, layout="classic", pooling="cls", dense=(Dense(40),), positions=128),
 ]

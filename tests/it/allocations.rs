@@ -105,9 +105,13 @@ fn allocations(n_layers: usize, precision: Precision, lengths: &[usize]) -> usiz
     let count = || COUNT.get() + pool.broadcast(|_| COUNT.get()).into_iter().sum::<usize>();
     let before = count();
     let counting = count() - before;
-    let start = count();
-    pass();
-    count() - start - counting
+    let mut once = || {
+        let start = count();
+        pass();
+        count() - start - counting
+    };
+    // On a crowded machine a thread may still meet a tile of a size that is new to it.
+    (0..4).map(|_| once()).min().unwrap()
 }
 
 #[test]

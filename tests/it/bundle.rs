@@ -13,10 +13,12 @@ use serde_json::json;
 use crate::support::bundles::{HandMade, Member};
 use crate::support::fake_hub::{COMMIT, FakeHub, NEXT_COMMIT, etag};
 use crate::support::fake_pip::{Behaviour, FakePip, wheel};
-use crate::support::sources::{Machine, NEEDED, hex, hub_model, hub_model_at, model, obtain, path, repository, sha256};
+use crate::support::sources::{
+    ANY, Machine, NEEDED, hex, hub_model, hub_model_at, model, obtain, path, repository, sha256,
+};
 
 fn export(specs: &[ModelSpec], output: &Path, config: &SourceConfig) -> Result<Bundle, BundleError> {
-    bundle::export(specs, output, config, &AtomicBool::new(false))
+    bundle::export((specs, ANY), output, config, &AtomicBool::new(false))
 }
 
 /// With no checksum expected and no catalogue.

@@ -104,6 +104,42 @@ async fn a_client_that_leaves_stops_costing() {
     app.check_metric("embedserve_http_requests_in_flight", "route=\"/v1/embeddings\"", 0.0);
 }
 
+// W-03: Java's clients offer another protocol with every request over plain HTTP. A refusal that comes before their body is
+// read reaches them all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_reaches_a_client_that_offers_http_2() {
+    let app = TestApp::with(|setup| setup.http.max_body_bytes = 1024).await;
+    let body = "x".repeat(8 << 20);
+    let head = format!(
+        "POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\nconnection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\n\
+         http2-settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    for _ in 0..5 {
+        let mut raw = app.raw();
+        let mut sender = raw.sender();
+        let (head, body) = (head.clone(), body.clone());
+        let sending = std::thread::spawn(move || {
+            // As a client does that reads only when everything is sent.
+            sender.send(head);
+            sender.send(body);
+        });
+        tokio::task::spawn_blocking(move || {
+            sending.join().unwrap();
+            assert_eq!(raw.answer().expect("no reset").status, 413);
+        })
+        .await
+        .unwrap();
+    }
+    let mut raw = app.raw();
+    let small = json!({"model": M, "input": "x"}).to_string();
+    raw.send(format!(
+        "POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\nconnection: Upgrade\r\nupgrade: h2c\r\ncontent-length: {}\r\n\r\n{small}",
+        small.len()
+    ));
+    assert_eq!(raw.answer().unwrap().status, 200);
+}
+
 // I-11: an answer that nobody reads does not stay for ever.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_does_not_read_is_given_up() {
@@ -127,6 +163,27 @@ async fn a_client_that_reads_a_little_is_given_up() {
         // Some 80 KiB per second, for a minute at most.
         for _ in 0..600 {
             if !raw.read_some(8 << 10) {
+                break;
+            }
+            #[expect(clippy::disallowed_methods, reason = "reading slowly is what is tested")]
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    });
+    app.until_metric("embedserve_http_clients_gone_total", "route=\"/v1/embeddings\",stage=\"writing\"", 1.0).await;
+    app.until_metric("embedserve_http_connections", "", 0.0).await;
+    drop(reader);
+}
+
+// I-11: nor does one that is taken slice by slice, each in good time, for longer than a whole answer may take.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_reads_for_too_long_is_given_up() {
+    let app = TestApp::with(|setup| setup.http.answer_timeout = Duration::from_secs(1)).await;
+    let mut raw = app.raw();
+    raw.send(post(&json!({"model": M, "input": vec!["x"; 2048]}).to_string()).repeat(12));
+    let reader = std::thread::spawn(move || {
+        // A megabyte and more per second, for a minute at most.
+        for _ in 0..600 {
+            if !raw.read_some(128 << 10) {
                 break;
             }
             #[expect(clippy::disallowed_methods, reason = "reading slowly is what is tested")]

@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use embedserve::catalog::ModelSpec;
+use embedserve::load::describe;
 use embedserve::observe::progress::LoadProgress;
 use embedserve::observe::secret::Secret;
 use embedserve::source::{self, Cause, SourceError};
 
 use crate::support::fake_hub::{COMMIT, FakeHub, NEXT_COMMIT, Script, etag};
 use crate::support::sources::{
-    Machine, NEEDED, cause, hub_model, hub_model_at, obtain, path, repository, sha256, wait_until,
+    ANY, Machine, NEEDED, cause, hub_model, hub_model_at, obtain, path, repository, sha256, wait_until,
 };
 
 const WEIGHTS: &str = "GET model.safetensors";
@@ -166,7 +167,7 @@ fn stop_ends_a_stalled_transfer_within_a_second() {
     let stop = Arc::new(AtomicBool::new(false));
     let worker = {
         let (stop, config) = (Arc::clone(&stop), machine.config.clone());
-        std::thread::spawn(move || source::obtain(&hub_model(), &config, &LoadProgress::default(), &stop))
+        std::thread::spawn(move || source::obtain((&hub_model(), ANY), &config, &LoadProgress::default(), &stop))
     };
     wait_until("the weights are asked for", || !hub.asked_for(WEIGHTS).is_empty());
     let begun = Instant::now();
@@ -268,6 +269,23 @@ fn a_file_that_differs_from_its_pin_is_refused_with_both_hashes() {
     let right = sha256(&repository()["model.safetensors"]);
     let spec = hub_model_at("main", vec![(path("model.safetensors"), right)]);
     assert!(obtain(&spec, &machine.config).unwrap().pinned);
+}
+
+// D-07: weights that nothing could be done with are not fetched to find that out.
+#[test]
+fn a_model_of_another_kind_is_refused_before_its_weights_are_asked_for() {
+    let mut decoder = repository();
+    decoder.insert("config.json".to_owned(), br#"{"model_type": "llama"}"#.to_vec());
+    let hub = FakeHub::start(decoder);
+    let machine = Machine::new(&hub.endpoint());
+    let (progress, stop) = (LoadProgress::default(), AtomicBool::new(false));
+    let refused = source::obtain((&hub_model(), describe::judge), &machine.config, &progress, &stop).unwrap_err();
+    let message = refused.to_string();
+    assert!(message.contains("model_type = llama is not implemented; served are: bert, "), "{message}");
+    assert!(hub.asked_for(WEIGHTS).is_empty());
+    // The small files are kept: asked again, only the weights have to come.
+    obtain(&hub_model(), &machine.config).unwrap();
+    assert_eq!(hub.asked_for("GET tokenizer.json").len(), 1);
 }
 
 // D-07

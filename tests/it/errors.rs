@@ -273,12 +273,16 @@ async fn unknown_routes_and_methods_stay_in_the_envelope() {
         ("/v1/embeddings/embeddings", " Did you mean POST /v1/embeddings?"),
         ("/v1/v1/embeddings", " Did you mean POST /v1/embeddings?"),
         ("/V1/embeddings", " Did you mean POST /v1/embeddings?"),
-        ("/api/embed", ""),
+        ("/api/embed", " Did you mean POST /v1/embeddings?"),
+        ("/embedding", " Did you mean POST /v1/embeddings?"),
+        ("/v1/embeddings2", ""),
         ("/v1/files", ""),
     ] {
         let answer = app.post(path, &[], "{}").await;
         assert_eq!(answer.refusal(404, None, None), format!("Invalid URL (POST {path}){hint}"));
     }
+    let base = app.post("/", &[], "{}").await.refusal(405, Some("method_not_supported"), None);
+    assert_eq!(base, "Not allowed to POST on /. Did you mean POST /v1/embeddings?");
     let head = app.send(reqwest::Method::HEAD, "/v1/embeddings", &[], Vec::new()).await;
     assert_eq!((head.status, head.header("allow"), head.text.as_str()), (405, Some("POST"), ""));
     let head = app.send(reqwest::Method::HEAD, "/v1/models", &[], Vec::new()).await;

@@ -292,12 +292,12 @@ async fn models_beyond_the_memory_limit_are_refused_with_the_numbers() {
     };
     let refused = reason(&["--memory-limit", "60MiB"]).await.unwrap_err();
     assert!(
-        refused.contains(" MiB are needed (weights 0, batches ") && refused.contains("60 MiB may be used"),
+        refused.contains(" MiB are needed (weights 0, tokenizers ") && refused.contains("60 MiB may be used"),
         "{refused}"
     );
     // A queue that may hold more than the limit is refused as well.
     let refused = reason(&["--memory-limit", "400MiB", "--queue-tokens", "100000000"]).await.unwrap_err();
-    assert!(refused.contains("queues 382, process 64"), "{refused}");
+    assert!(refused.contains("queues 385, process 64"), "{refused}");
     assert_eq!(reason(&["--memory-limit", "0", "--queue-tokens", "100000000"]).await, Ok(()));
     assert_eq!(reason(&["--memory-limit", "100MiB"]).await, Ok(()));
 }

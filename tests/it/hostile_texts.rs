@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use embedserve::tokenize::load;
+use embedserve::tokenize::word_piece::WordPiece;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
@@ -20,6 +21,10 @@ const TOKENIZERS: [&str; 5] =
 fn tokenizer_of(model: &str) -> PathBuf {
     folder().join("models").join(model).join("tokenizer.json")
 }
+
+/// A hundred characters, none of them together in a vocabulary, the last of a script that is left to the library.
+const RARE: &str =
+    "qxzjqxzjqxzjqxzjqxzjqxzjqxzjqxzjqxzjqxzjqxzjqxzjqxzjqxzjqxzjqxzjqxzjqxzjqxzjqxzjqxzjqxzjqxzjqxzjqxz\u{e01} ";
 
 /// More than this for four times the text, and the cost does not grow with the length alone.
 const FACTOR: u32 = 8;
@@ -57,14 +62,22 @@ fn the_cost_of_a_text_grows_with_its_length_alone() {
         ("CJK", "中文"),
         ("emoji", "😀"),
         ("special tokens", "[SEP]</s>"),
+        // A word at the limit, of which the library looks for every piece from every start.
+        ("rare letters", RARE),
     ];
     let mut faults = Vec::new();
     for model in TOKENIZERS {
         let (tokenizer, _) = load::load(&tokenizer_of(model), usize::MAX).unwrap();
+        // As a server reads it.
+        let words = WordPiece::of(&tokenizer);
+        let ids = |text: &str| match &words {
+            Some(words) => words.ids(&tokenizer, text),
+            None => load::ids(&tokenizer, text, false),
+        };
         for (what, piece) in texts {
             let cost = |bytes: usize| {
                 let text = piece.repeat(bytes / piece.len());
-                time(|| drop(load::ids(&tokenizer, &text, true).unwrap()))
+                time(|| drop(ids(&text).unwrap()))
             };
             let (mut small, mut large) = (cost(25_000), cost(100_000));
             let is_steep = |small: Duration, large| large > FACTOR * small.max(Duration::from_millis(2));

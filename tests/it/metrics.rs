@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use embedserve::observe::metrics::Metrics;
 use serde_json::json;
 
 use crate::support::app::{F, M, TestApp};
@@ -114,4 +115,23 @@ async fn no_client_makes_the_page_grow() {
     app.until_metric("embedserve_http_requests_total", "route=\"/v1/models\",method=\"other\",status=\"405\"", 300.0)
         .await;
     assert_eq!(series(&app), before);
+}
+
+/// Names of metrics, as they stand in a text.
+fn named(text: &str) -> BTreeSet<String> {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let words = text.split(|c| !is_part(c)).filter(|word| word.starts_with("embedserve_"));
+    words.map(str::to_owned).collect()
+}
+
+// The rules that operators start from speak of metrics that exist.
+#[test]
+fn alert_rules_name_metrics_that_exist() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/alerts.yml");
+    let rules = named(&std::fs::read_to_string(path).unwrap());
+    let metrics = Metrics::new(&["m".to_owned()]);
+    metrics.http().prepare("/v1/embeddings", &["POST"], &[500]);
+    let exist = named(&metrics.encode());
+    let missing: Vec<&String> = rules.difference(&exist).collect();
+    assert!(rules.len() >= 8 && missing.is_empty(), "{missing:?}");
 }

@@ -13,7 +13,7 @@ use embedserve::observe::progress::LoadProgress;
 use embedserve::source::{self, Cause, SourceError};
 
 use crate::support::fake_pip::{Behaviour, FakePip, is_alive, wheel};
-use crate::support::sources::{Machine, NEEDED, cause, model, obtain, path, repository, sha256, wait_until};
+use crate::support::sources::{ANY, Machine, NEEDED, cause, model, obtain, path, repository, sha256, wait_until};
 
 fn good_wheel() -> Vec<u8> {
     let files = repository();
@@ -162,7 +162,7 @@ fn stop_kills_pip_within_a_second() {
     let stop = Arc::new(AtomicBool::new(false));
     let worker = {
         let (stop, config) = (Arc::clone(&stop), machine.config.clone());
-        std::thread::spawn(move || source::obtain(&good_model(), &config, &LoadProgress::default(), &stop))
+        std::thread::spawn(move || source::obtain((&good_model(), ANY), &config, &LoadProgress::default(), &stop))
     };
     wait_until("pip runs", || !pip.record("child").is_empty());
     let begun = Instant::now();

@@ -27,7 +27,7 @@ const LATENCY_NEEDS: Duration = Duration::from_mins(30);
 /// Resident memory after the rest, over what it was after the warm-up.
 const RESTING: f64 = 1.2;
 /// The time in which it has to end: the drain grace.
-const ENDING: Duration = Duration::from_secs(25);
+const ENDING: Duration = Duration::from_secs(22);
 
 impl Report {
     fn resident(&self) -> (u64, u64) {

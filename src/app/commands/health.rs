@@ -16,11 +16,13 @@ const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Asks `/readyz`: exit 0 when the answer is 200, 1 otherwise.
 pub(in crate::app) fn health(args: &HealthArgs, environment: &Environment) -> anyhow::Result<ExitCode> {
     let port = args.port.map_or_else(|| config::health_port(environment), Ok)?;
-    let address = config::addresses(&args.host, port)?;
+    let host = args.host.as_deref().unwrap_or_else(|| config::health_host(environment));
+    let address = config::addresses(host, port)?;
     let address = address.first().context("no address")?;
     let mut stream = TcpStream::connect_timeout(address, HEALTH_TIMEOUT)
         .with_context(|| format!("no server answers on {address}"))?;
     stream.set_read_timeout(Some(HEALTH_TIMEOUT))?;
+    stream.set_write_timeout(Some(HEALTH_TIMEOUT))?;
     stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")?;
     let mut answer = Vec::new();
     // The status line is enough; the rest is read so that the server's write does not fail.

@@ -17,7 +17,7 @@ use crate::cli::{ServeArgs, SourceArgs, VerifyArgs};
 use crate::config::{self, BatchConfig, Environment, RequestConfig, SourceConfig};
 use crate::load::verify::second::{Second, against_candle};
 use crate::load::verify::{Comparison, golden, published};
-use crate::load::{self, Loaded, Seat, Shared};
+use crate::load::{self, Loaded, Seat, Shared, describe};
 use crate::observe::metrics::Metrics;
 use crate::observe::progress::LoadProgress;
 use crate::source::{self, notes::Notes};
@@ -25,7 +25,7 @@ use crate::threads::Threads;
 use crate::tokenize::workers::Workers;
 
 /// What every model of one call shares.
-struct Bench {
+struct Verifier {
     sources: SourceConfig,
     requests: RequestConfig,
     batch: BatchConfig,
@@ -47,16 +47,21 @@ pub(in crate::app) fn verify(
 ) -> anyhow::Result<ExitCode> {
     let catalogue = config::catalogue(args.source.catalog.as_deref())?;
     let references = references(&args.reference, &args.models)?;
-    let bench = Bench::new(serve, &args.source, environment)?;
+    let verifier = Verifier::new(serve, &args.source, environment)?;
     let default = [config::DEFAULT_MODEL.to_owned()];
     let models = if args.models.is_empty() { &default } else { args.models.as_slice() };
-    let mut good = true;
-    for choice in models {
+    // All of what was typed is understood before minutes are spent on the first of them.
+    let chosen = |choice: &String| -> anyhow::Result<ModelSpec> {
         let spec = catalog::resolve(choice, &catalogue).map_err(config::ConfigError::from)?;
         let mut spec = config::in_dtype(spec, args.dtype.as_deref())?;
         spec.references.extend_from_slice(&references);
-        match bench.verify(&spec, stop) {
-            Ok(verdict) => good &= report(&spec, &bench.computes_on(), &verdict)?,
+        Ok(spec)
+    };
+    let specs = models.iter().map(chosen).collect::<anyhow::Result<Vec<_>>>()?;
+    let mut good = true;
+    for spec in specs {
+        match verifier.verify(&spec, stop) {
+            Ok(verdict) => good &= report(&spec, &verifier.computes_on(), &verdict)?,
             Err(error) => {
                 writeln!(std::io::stdout(), "{}  FAILED  {error:#}", spec.id)?;
                 good = false;
@@ -80,7 +85,7 @@ fn references(files: &[PathBuf], models: &[String]) -> anyhow::Result<Vec<Refere
     Ok(references)
 }
 
-impl Bench {
+impl Verifier {
     fn new(serve: &ServeArgs, source: &SourceArgs, environment: &Environment) -> anyhow::Result<Self> {
         let (mut requests, batch) = (config::requests(serve)?, config::batch(serve)?);
         // References may hold an empty text; serving refuses those for the clients' sake.
@@ -96,7 +101,7 @@ impl Bench {
 
     fn verify(&self, spec: &ModelSpec, stop: &AtomicBool) -> anyhow::Result<Verdict> {
         let progress = LoadProgress::default();
-        let folder = source::obtain(spec, &self.sources, &progress, stop).context("cannot fetch")?;
+        let folder = source::obtain((spec, describe::judge), &self.sources, &progress, stop).context("cannot fetch")?;
         let metrics = Metrics::new(std::slice::from_ref(&spec.id));
         let threads = Arc::new(Threads::new(self.batch.threads)?);
         let shared = Shared {
@@ -106,6 +111,7 @@ impl Bench {
             metrics,
             isa: self.batch.isa,
             notes: Notes::new(&self.sources),
+            memory_limit: None,
         };
         let revision = folder.revision.as_deref();
         let limits = (&self.requests, &self.batch);

@@ -26,10 +26,12 @@ pub const FAMILY: Family = Family {
 };
 
 /// Also RoBERTa's, whose classes were copied from BERT's.
-pub const STEMS: [(&str, &str); 12] = [
+pub const STEMS: [(&str, &str); 13] = [
     ("embeddings.word_embeddings", "embeddings.word"),
     ("embeddings.position_embeddings", "embeddings.position"),
     ("embeddings.token_type_embeddings", "embeddings.token_type"),
+    // ERNIE's; left unread, it is an error.
+    ("embeddings.task_type_embeddings", "embeddings.task_type"),
     ("embeddings.LayerNorm", "embeddings.norm"),
     ("encoder.layer.#.attention.self.query", "layers.#.attention.query"),
     ("encoder.layer.#.attention.self.key", "layers.#.attention.key"),
@@ -106,6 +108,7 @@ impl BertConfig {
             position_table: Some(PositionTable { rows, first }),
             distance_bias: None,
             token_types: self.type_vocab_size,
+            task_types: 0,
             norm: NormSpec { kind: NormKind::Layer, epsilon: single(self.layer_norm_eps) },
             norm_place: NormPlace::After,
             embedding_norm: true,

@@ -102,6 +102,7 @@ fn spec(value: &Value) -> Result<EncoderSpec, ArchError> {
         position_table: None,
         distance_bias: None,
         token_types: config.type_vocab_size,
+        task_types: 0,
         norm: NormSpec { kind: NormKind::Layer, epsilon: single(config.layer_norm_eps) },
         norm_place: NormPlace::After,
         embedding_norm: true,

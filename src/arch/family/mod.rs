@@ -2,6 +2,8 @@
 
 pub mod bert;
 pub mod distilbert;
+pub mod electra;
+pub mod ernie;
 pub mod gte;
 pub mod jina;
 pub mod modernbert;
@@ -31,20 +33,36 @@ pub struct Family {
     pub remote_classes: &'static [&'static str],
 }
 
+/// The families by `model_type`.
+const FAMILIES: [(&str, Family); 13] = [
+    ("bert", bert::FAMILY),
+    ("ernie", ernie::FAMILY),
+    ("electra", electra::FAMILY),
+    ("roberta", roberta::FAMILY),
+    ("xlm-roberta", roberta::FAMILY),
+    ("camembert", roberta::FAMILY),
+    ("distilbert", distilbert::FAMILY),
+    ("mpnet", mpnet::FAMILY),
+    ("t5", t5::FAMILY),
+    ("modernbert", modernbert::FAMILY),
+    ("gte", gte::FAMILY),
+    ("new", gte::FAMILY),
+    ("nomic_bert", nomic::FAMILY),
+];
+
 /// The family of a `model_type`. Jina's second generation calls itself "bert" and differs in its fields.
-pub fn find(model_type: &str, config: &Value) -> Option<Family> {
-    match model_type {
-        "bert" if jina::is_meant(config) => Some(jina::FAMILY),
-        "bert" => Some(bert::FAMILY),
-        "roberta" | "xlm-roberta" | "camembert" => Some(roberta::FAMILY),
-        "distilbert" => Some(distilbert::FAMILY),
-        "mpnet" => Some(mpnet::FAMILY),
-        "t5" => Some(t5::FAMILY),
-        "modernbert" => Some(modernbert::FAMILY),
-        "gte" | "new" => Some(gte::FAMILY),
-        "nomic_bert" => Some(nomic::FAMILY),
-        _ => None,
+///
+/// # Errors
+/// It is none of those that we know.
+pub fn find(model_type: &str, config: &Value) -> Result<Family, ArchError> {
+    if model_type == "bert" && jina::is_meant(config) {
+        return Ok(jina::FAMILY);
     }
+    let known = FAMILIES.iter().find(|(name, _)| *name == model_type).map(|(_, family)| *family);
+    known.ok_or_else(|| ArchError::Family {
+        found: model_type.to_owned(),
+        known: FAMILIES.map(|(name, _)| name).join(", "),
+    })
 }
 
 /// Reads the fields that decide vectors; others are training settings and are ignored.

@@ -105,6 +105,7 @@ fn spec(config: &Value) -> Result<EncoderSpec, ArchError> {
         position_table: None,
         distance_bias: None,
         token_types: 0,
+        task_types: 0,
         norm: NormSpec { kind: NormKind::LayerWithoutBias, epsilon: single(config.norm_eps) },
         norm_place: NormPlace::Before { first_attention: false },
         embedding_norm: true,

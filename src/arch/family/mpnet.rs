@@ -55,6 +55,7 @@ fn spec(config: &Value) -> Result<EncoderSpec, ArchError> {
     config.must_be_absolute()?;
     Ok(EncoderSpec {
         token_types: 0,
+        task_types: 0,
         distance_bias: Some(DistanceBiasSpec::Buckets { count: BUCKETS, max_distance: MAX_DISTANCE }),
         ..config.spec(FirstPosition::AfterPadding { padding_id: PADDING_ID })?
     })

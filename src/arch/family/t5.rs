@@ -108,6 +108,7 @@ fn spec(config: &Value) -> Result<EncoderSpec, ArchError> {
             max_distance: config.relative_attention_max_distance,
         }),
         token_types: 0,
+        task_types: 0,
         norm: NormSpec { kind: NormKind::RootMeanSquare, epsilon: single(config.layer_norm_epsilon) },
         norm_place: NormPlace::Before { first_attention: true },
         embedding_norm: false,

@@ -12,6 +12,10 @@ const ECHO_CHARS: usize = 200;
 /// And a method up to here: the longest that is registered has 17.
 const METHOD_CHARS: usize = 32;
 
+/// How the paths of other servers end that embed texts: Ollama's, TEI's, Cohere's, llama.cpp's.
+const NEAR_MISSES: [&str; 3] = ["embeddings", "embed", "embedding"];
+const MEANT: &str = " Did you mean POST /v1/embeddings?";
+
 impl ApiError {
     pub(super) fn message(&self) -> String {
         match self {
@@ -41,12 +45,13 @@ impl ApiError {
             ),
             Self::NoSuchModel { model } => format!("The model '{}' does not exist", echo(model)),
             Self::UnknownUrl { method, path } => {
-                let hint = if path.to_ascii_lowercase().ends_with("/embeddings") {
-                    " Did you mean POST /v1/embeddings?"
-                } else {
-                    ""
-                };
+                let last = path.rsplit('/').next().unwrap_or_default().to_ascii_lowercase();
+                let hint = if NEAR_MISSES.contains(&last.as_str()) { MEANT } else { "" };
                 format!("Invalid URL ({} {}){hint}", cut(method, METHOD_CHARS), echo(path))
+            }
+            // A client whose base URL is taken for the whole one.
+            Self::MethodNotAllowed { method, path, .. } if method == "POST" && path == "/" => {
+                format!("Not allowed to POST on /.{MEANT}")
             }
             Self::MethodNotAllowed { method, path, allow } => {
                 let usual = allow.split(',').next().unwrap_or(allow);

@@ -21,7 +21,7 @@ async fn the_overflow_text_is_the_one_that_every_classifier_knows() {
     assert_eq!(status, 400);
     assert_eq!(
         text,
-        r#"{"error":{"message":"Invalid 'input[3]': maximum input length is 512 tokens. This model's maximum context length is 512 tokens, however you requested 540 tokens (540 in your prompt; 0 for the completion). Please reduce your prompt, or set \"truncate\": true.","type":"invalid_request_error","param":"input","code":"context_length_exceeded"}}"#
+        r#"{"error":{"message":"Invalid 'input[3]': maximum input length is 512 tokens. This model's maximum context length is 512 tokens, however you requested 540 tokens (540 in your prompt; 0 for the completion). Please reduce your prompt, or set \"truncate\": true.","type":"invalid_request_error","param":"input","code":"context_length_exceeded"},"detail":"Invalid 'input[3]': maximum input length is 512 tokens. This model's maximum context length is 512 tokens, however you requested 540 tokens (540 in your prompt; 0 for the completion). Please reduce your prompt, or set \"truncate\": true."}"#
     );
     let (_, text, _) = answer(overflow(Measured::Bytes(500_000))).await;
     assert!(text.contains("however you requested more (the text has 500000 bytes). Please reduce"), "{text}");
@@ -368,8 +368,8 @@ async fn rows_of_the_table() {
     ] {
         let (got, text, response) = answer(error).await;
         let body: serde_json::Value = serde_json::from_str(&text).unwrap();
-        let expected = serde_json::json!({"error": {"message": message, "type": kind, "param": param, "code": code}});
-        assert_eq!((got, body), (status, expected));
+        let error = serde_json::json!({"message": message, "type": kind, "param": param, "code": code});
+        assert_eq!((got, body), (status, serde_json::json!({"error": error, "detail": message})));
         assert_eq!(response.headers()[header::CONTENT_TYPE], "application/json");
         let retries = response.headers().get(header::RETRY_AFTER).map(|value| value.to_str().unwrap());
         assert_eq!(retries, [429, 503].contains(&status).then_some("59"), "{text}");

@@ -1,7 +1,10 @@
 //! Floats and base64 bit for bit, the exact bytes of an answer, and its slices.
 
+use std::sync::Arc;
+
 use axum::body::HttpBody as _;
 use http_body_util::BodyExt;
+use tokio::sync::Semaphore;
 
 use super::*;
 use crate::pool::FiniteRow;
@@ -69,4 +72,21 @@ async fn a_body_is_sent_in_slices_of_known_length() {
         received.extend_from_slice(&data);
     }
     assert_eq!(received, bytes);
+}
+
+// P9: hyper holds slices that are not written yet, and each of them holds the whole answer.
+#[tokio::test]
+async fn an_answer_keeps_what_it_holds_until_its_last_slice_is_gone() {
+    let permits = Arc::new(Semaphore::new(1));
+    let room = Arc::clone(&permits).try_acquire_owned().unwrap();
+    let mut body = body_holding(room, vec![b'x'; SLICE_BYTES + 1], "text/plain").into_body();
+    let mut slices = Vec::new();
+    while let Some(frame) = body.frame().await {
+        slices.push(frame.unwrap().into_data().unwrap());
+    }
+    drop(body);
+    slices.remove(0);
+    assert_eq!((slices.len(), permits.available_permits()), (1, 0));
+    drop(slices);
+    assert_eq!(permits.available_permits(), 1);
 }

@@ -20,13 +20,22 @@ pub enum Expired {
     Idle,
     /// Sending the head of a request.
     Head,
+    /// Taking an answer.
+    Answer,
+}
+
+/// How long each phase may last.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    pub head: Duration,
+    pub answer: Duration,
+    pub idle: Duration,
 }
 
 /// The clock.
 #[derive(Debug)]
 pub struct Pulse {
-    header_timeout: Duration,
-    idle_timeout: Duration,
+    patience: Patience,
     state: Mutex<State>,
 }
 
@@ -45,8 +54,10 @@ enum Phase {
     Idle { until: Instant },
     /// The head is arriving.
     Head { until: Instant },
-    /// Others watch: the body's clock, the request's deadline, the write timeout.
+    /// Others watch: the body's clock, the request's deadline.
     Busy,
+    /// The client takes its answer. Each slice has the write timeout, which alone would let it go on for hours.
+    Answer { until: Instant },
 }
 
 /// The header that must not stand beside `Transfer-Encoding`.
@@ -54,10 +65,10 @@ const LENGTH: &[u8] = b"content-length";
 
 impl Pulse {
     /// A new connection must begin its request as fast as it must send its head.
-    pub fn new(header_timeout: Duration, idle_timeout: Duration) -> Arc<Self> {
-        let phase = Phase::Head { until: Instant::now() + header_timeout };
+    pub fn new(patience: Patience) -> Arc<Self> {
+        let phase = Phase::Head { until: Instant::now() + patience.head };
         let state = Mutex::new(State { phase, matched: 0, has_seen_length: false, lingers: false });
-        Arc::new(Self { header_timeout, idle_timeout, state })
+        Arc::new(Self { patience, state })
     }
 
     /// Bytes came in.
@@ -66,7 +77,7 @@ impl Pulse {
         if let Phase::Idle { .. } = state.phase
             && !bytes.is_empty()
         {
-            state.phase = Phase::Head { until: Instant::now() + self.header_timeout };
+            state.phase = Phase::Head { until: Instant::now() + self.patience.head };
         }
         state.look_for_length(bytes);
     }
@@ -103,7 +114,7 @@ impl Pulse {
     /// Whether the client has asked for nothing for so long.
     pub fn is_idle_since(&self, time: Duration) -> bool {
         let Phase::Idle { until } = self.lock().phase else { return false };
-        until.saturating_duration_since(Instant::now()) + time <= self.idle_timeout
+        until.saturating_duration_since(Instant::now()) + time <= self.patience.idle
     }
 
     /// Returns when a phase has lasted too long.
@@ -116,6 +127,7 @@ impl Pulse {
         let (until, expired) = match self.lock().phase {
             Phase::Idle { until } => (until, Expired::Idle),
             Phase::Head { until } => (until, Expired::Head),
+            Phase::Answer { until } => (until, Expired::Answer),
             Phase::Busy => return Poll::Pending,
         };
         let sleep = sleep.get_or_insert_with(|| Box::pin(sleep_until(until)));
@@ -125,8 +137,9 @@ impl Pulse {
         sleep.as_mut().poll(context).map(|()| expired)
     }
 
-    /// The response's body, after which the connection is idle again.
+    /// The response's body, which must be taken in time, and after which the connection is idle again.
     pub fn until_sent(self: Arc<Self>, body: Body) -> UntilSent {
+        self.lock().phase = Phase::Answer { until: Instant::now() + self.patience.answer };
         UntilSent { body, pulse: self }
     }
 
@@ -162,7 +175,7 @@ pub struct UntilSent {
 
 impl Drop for UntilSent {
     fn drop(&mut self) {
-        let until = Instant::now() + self.pulse.idle_timeout;
+        let until = Instant::now() + self.pulse.patience.idle;
         self.pulse.lock().phase = Phase::Idle { until };
     }
 }
@@ -192,7 +205,8 @@ mod tests {
     use super::*;
 
     fn pulse() -> Arc<Pulse> {
-        Pulse::new(Duration::from_secs(10), Duration::from_mins(1))
+        let (head, answer, idle) = (Duration::from_secs(10), Duration::from_mins(5), Duration::from_mins(1));
+        Pulse::new(Patience { head, answer, idle })
     }
 
     async fn expires(pulse: &Pulse) -> (Expired, u64) {
@@ -207,7 +221,11 @@ mod tests {
         assert_eq!(expires(&pulse).await, (Expired::Head, 10));
         pulse.answering();
         assert!(tokio::time::timeout(Duration::from_hours(1), pulse.expired()).await.is_err());
-        drop(Arc::clone(&pulse).until_sent(Body::empty()));
+        let answer = Arc::clone(&pulse).until_sent(Body::empty());
+        assert_eq!(expires(&pulse).await, (Expired::Answer, 300));
+        pulse.leave();
+        assert_eq!(pulse.expired().await, Expired::Answer);
+        drop(answer);
         assert_eq!(expires(&pulse).await, (Expired::Idle, 60));
         drop(Arc::clone(&pulse).until_sent(Body::empty()));
         pulse.leave();

@@ -5,7 +5,8 @@ use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::{Caps, Fault, Scalar, ScalarVisitor};
+use super::scalar::{Scalar, ScalarVisitor, integer};
+use super::{Caps, Fault};
 use crate::request::{RawInputs, RequestError};
 
 /// Reads the value of `input`; `None` for `null`.
@@ -89,7 +90,7 @@ impl<'de> Visitor<'de> for InputSeed<'_> {
     }
 
     fn visit_f64<E>(self, value: f64) -> Result<Self::Value, E> {
-        Ok(self.wrong(&super::integer(value)))
+        Ok(self.wrong(&integer(value)))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
@@ -217,7 +218,7 @@ impl<'de> Visitor<'de> for Item<'_, '_> {
     }
 
     fn visit_f64<E>(self, value: f64) -> Result<(), E> {
-        let value = super::integer(value);
+        let value = integer(value);
         if let Scalar::Integer(id) = value {
             self.0.id(id);
         } else {

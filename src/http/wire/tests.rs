@@ -148,3 +148,46 @@ fn two_names_for_one_side_must_agree() {
     let refusal = read(r#"{"truncation_direction":"left","truncation_side":"right"}"#).refusal;
     assert!(matches!(refusal, Some(RequestError::InvalidValue { field: "truncation_side", .. })), "{refusal:?}");
 }
+
+// Forms of vectors that other APIs let a client choose: ours is taken, any other refused, under whatever name.
+#[test]
+fn a_form_that_is_not_ours_is_refused_and_never_ignored() {
+    let refused = |body: &str| {
+        let refusal = read(body).refusal.map(|refusal| {
+            let RequestError::InvalidValue { field, value, allowed } = refusal else { panic!("{refusal:?}") };
+            format!("{field} = {value}: {allowed}")
+        });
+        refusal.unwrap_or_default()
+    };
+    for fine in [
+        r#"{"output_dtype":"float","embed_dtype":"float32","endianness":"little"}"#,
+        r#"{"output_dtype":null,"output_dimension":null,"embedding_type":null}"#,
+        r#"{"embedding_type":"base64","encoding_format":"base64"}"#,
+        r#"{"dimensions":8,"output_dimension":8}"#,
+    ] {
+        assert_eq!(refused(fine), "", "{fine}");
+    }
+    for (body, expected) in [
+        (r#"{"output_dtype":"int8"}"#, "output_dtype = int8: Supported values: ['float']"),
+        (r#"{"embedding_type":"binary"}"#, "embedding_type = binary: Supported values: ['float', 'base64']"),
+        (r#"{"endianness":"big"}"#, "endianness = big: Supported values: ['native', 'little']"),
+        (r#"{"embed_dtype":"fp8"}"#, "embed_dtype = fp8: Supported values: ['float32']"),
+        (r#"{"dimensions":8,"output_dimension":9}"#, "output_dimension = 9: The length was given as 8 before"),
+        (r#"{"output_dimension":8,"dimensions":9}"#, "dimensions = 9: The length was given as 8 before"),
+        (
+            r#"{"embedding_type":"float","encoding_format":"base64"}"#,
+            "encoding_format = base64: It contradicts 'embedding_type': 'float'",
+        ),
+        (
+            r#"{"encoding_format":"base64","embedding_type":"float"}"#,
+            "embedding_type = float: It contradicts 'encoding_format': 'base64'",
+        ),
+    ] {
+        assert_eq!(refused(body), expected, "{body}");
+    }
+    assert_eq!(read(r#"{"output_dimension":8}"#).raw.dimensions, Some(8));
+    assert_eq!(read(r#"{"embedding_type":"base64"}"#).encoding_format.as_deref(), Some("base64"));
+    let roles = read(r#"{"input_type":"text","task":""}"#).raw;
+    assert_eq!((roles.input_type, roles.task), (None, None));
+    assert_eq!(fault(r#"{"output_dimension":"8"}"#), "output_dimension: an integer, a string");
+}

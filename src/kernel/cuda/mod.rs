@@ -70,7 +70,7 @@ pub struct Device {
     inner: Arc<Inner>,
     /// Of the kernels, and of everything that is loaded.
     stream: Arc<CudaStream>,
-    /// Small batches are.
+    /// Whether the launches of small batches are recorded and replayed.
     records: bool,
 }
 
@@ -79,7 +79,7 @@ struct Inner {
     /// Of what batches bring, and of what they leave with.
     up: Arc<CudaStream>,
     down: Arc<CudaStream>,
-    /// Does nothing but record.
+    /// A stream for recording alone.
     recorder: Mutex<Arc<CudaStream>>,
     played: AtomicU64,
     kernels: HashMap<&'static str, CudaFunction>,

@@ -5,6 +5,7 @@
 //! the configuration as it is meant. What it cannot compute is said, never approximated.
 
 use std::path::Path;
+use std::time::Duration;
 
 use candle_core::{DType, Device, Module as _, Tensor};
 use candle_nn::VarBuilder;
@@ -69,7 +70,7 @@ pub async fn against_candle(served: &Served, spec: &ModelSpec, folder: &Path, is
     let probes = TEXTS.map(Probe::plain);
     let mut rows = Vec::with_capacity(TEXTS.len());
     for probe in &probes {
-        rows.extend(served.tokenizer.encode(probe.request(served)?).await?.rows);
+        rows.extend(served.tokenizer.encode(probe.request(served)?, Duration::MAX).await?.rows);
     }
     let longest = rows.iter().map(|row| row.ids.len()).max().unwrap_or_default();
     let config = required_json(&folder.join("config.json"))?;

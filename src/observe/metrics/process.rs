@@ -1,9 +1,11 @@
-//! The standard `process_*` metrics, read from `/proc` when somebody asks. Where there is no `/proc`, they are absent.
+//! The standard `process_*` metrics, read from `/proc` when somebody asks, and the count of lost log lines. Where there is no `/proc`, they are absent.
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
+
+use crate::observe::log::dropped_lines;
 
 /// The unit of times in `/proc/*/stat`: the kernel's `USER_HZ`, 100 on every architecture we build for.
 const TICKS_PER_SECOND: f64 = 100.0;
@@ -19,6 +21,9 @@ impl Collector for Process {
             let metric = ConstGauge::new(value);
             metric.encode(encoder.encode_descriptor(gauge.name, gauge.help, None, metric.metric_type())?)?;
         }
+        let (name, help) = ("embedserve_log_lines_dropped", "Log lines that nobody took in time.");
+        let metric = ConstCounter::new(dropped_lines());
+        metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)?;
         if let Some(seconds) = cpu_seconds() {
             let (name, help) = ("process_cpu_seconds", "User and system CPU time.");
             let metric = ConstCounter::new(seconds);
@@ -38,7 +43,7 @@ const GAUGES: [ProcessGauge; 5] = [
     ProcessGauge {
         name: "process_resident_memory_bytes",
         help: "Resident memory.",
-        read: || status("VmRSS:").map(|kib| kib * 1024.0),
+        read: || Some(resident_bytes()? as f64),
     },
     ProcessGauge { name: "process_threads", help: "Threads of the process.", read: || status("Threads:") },
     ProcessGauge { name: "process_open_fds", help: "Open file descriptors.", read: open_descriptors },
@@ -49,6 +54,12 @@ const GAUGES: [ProcessGauge; 5] = [
         read: start_time,
     },
 ];
+
+/// Memory of this process that is in use now.
+pub fn resident_bytes() -> Option<u64> {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count of KiB")]
+    status("VmRSS:").map(|kib| (kib as u64).saturating_mul(1024))
+}
 
 /// A number from `/proc/self/status`.
 fn status(field: &str) -> Option<f64> {

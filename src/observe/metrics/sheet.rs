@@ -98,7 +98,11 @@ fn powers(first: f64, factor: f64, last: f64) -> impl Iterator<Item = f64> {
     std::iter::successors(Some(first), move |bound| Some(bound * factor)).take_while(move |bound| *bound <= last)
 }
 
-const REQUEST_SECONDS: [f64; 15] =
-    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
-const STAGE_SECONDS: [f64; 15] =
-    [0.000_05, 0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
+/// Up to the usual `--request-timeout`.
+const REQUEST_SECONDS: [f64; 18] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0];
+/// Beyond the usual `--queue-timeout`.
+const STAGE_SECONDS: [f64; 18] = [
+    0.000_05, 0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+    30.0,
+];

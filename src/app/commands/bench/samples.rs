@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// What is told of many latencies, in seconds.
+/// A summary of many latencies, in seconds.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Percentiles {
     pub(super) n: usize,

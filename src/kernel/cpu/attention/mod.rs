@@ -172,9 +172,8 @@ unsafe fn attend_head(
             let mut scale = op.scale;
             if op.bias.is_some() {
                 let bias = &bias[n - 1 + visible.start - query..][..columns.len()];
-                for (score, bias) in row[columns.clone()].iter_mut().zip(bias) {
-                    *score = op.scale * *score + bias;
-                }
+                let (scores, factor) = (&mut row[columns.clone()], op.scale);
+                dispatch!(isa, add_bias(scores: &mut [f32], factor: f32, bias: &[f32]));
                 scale = 1.0;
             }
             row[..columns.start].fill(f32::NEG_INFINITY);
@@ -191,7 +190,9 @@ unsafe fn attend_head(
         unsafe { all_columns(isa, (weights, n_rows), &view, out) };
         for (row, factor) in factors.iter().take(n_rows).enumerate() {
             // SAFETY: as above.
-            unsafe { out.row_mut(row, size) }.iter_mut().for_each(|x| *x *= factor);
+            let row = unsafe { out.row_mut(row, size) };
+            let factor = *factor;
+            dispatch!(isa, multiply(row: &mut [f32], factor: f32));
         }
     }
 }
@@ -223,6 +224,20 @@ fn exponents<const FUSED: bool>(row: &mut [f32], scale: f32) -> f32 {
         }
     }
     1.0 / fold_lanes(sums, |a, b| a + b)
+}
+
+#[inline(always)]
+fn add_bias<const FUSED: bool>(scores: &mut [f32], factor: f32, bias: &[f32]) {
+    for (score, bias) in scores.iter_mut().zip(bias) {
+        *score = factor * *score + bias;
+    }
+}
+
+#[inline(always)]
+fn multiply<const FUSED: bool>(row: &mut [f32], factor: f32) {
+    for x in row {
+        *x *= factor;
+    }
 }
 
 /// One instruction, unlike `f32::max`; a NaN on the left is passed over, and stays in its place for `exp` to find.

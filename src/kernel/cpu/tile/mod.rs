@@ -5,8 +5,9 @@
 //! one row of A is broadcast, and the groups of sixteen columns of B are one 64-byte line, `[n/16][k/group][16][group]`.
 //! A needs no packing.
 //!
-//! **Bits.** A sum is one chain over rising k, started at zero, whatever the tile, the thread or the number of rows; a
-//! row's result does not depend on the rows beside it. f32 chains of fused multiply-adds are the same on every vector
+//! **Bits.** On one instruction set the order of a sum depends on k alone, never on the tile, the thread or the number of
+//! rows; a row's result does not depend on the rows beside it. Vector levels run one chain over rising k; AMX adds up sums of
+//! sixteen steps (`amx`), and a long k is divided at fixed places (`product`). f32 chains of fused multiply-adds are the same on every vector
 //! width; integer sums are exact everywhere.
 //!
 //! | format | product | after the last k |

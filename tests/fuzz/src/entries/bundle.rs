@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use embedserve::config::SourceConfig;
+use embedserve::config::{Proxies, SourceConfig};
 use embedserve::source::Cause;
 use embedserve::source::bundle::{self, BundleError, Import};
 use serde_json::Value;
@@ -56,6 +56,8 @@ pub fn source_config(root: &Path) -> SourceConfig {
         wheel_cache: root.join("wheels"),
         endpoint: "http://127.0.0.1:9".to_owned(),
         token: None,
+        proxies: Proxies::default(),
+        ca_file: None,
         offline: true,
         stall_timeout: Duration::from_secs(1),
         file_timeout: Duration::from_secs(1),

@@ -63,6 +63,7 @@ fn start() -> Serving {
         metrics: Arc::clone(&metrics),
         isa: Isa::detect(),
         notes,
+        memory_limit: None,
     };
     let requests = RequestConfig { max_inputs: 32, max_request_tokens: 256, allow_empty_input: false, ..requests() };
     let slot = engine.slots().first().expect("one model");
@@ -105,6 +106,7 @@ fn config(keys: Vec<&str>) -> HttpConfig {
         idle_timeout: Duration::from_secs(2),
         body_timeout: Duration::from_secs(2),
         write_timeout: Duration::from_secs(2),
+        answer_timeout: Duration::from_secs(4),
         metrics_public: false,
     }
 }
