@@ -184,6 +184,8 @@ async fn connection(stream: TcpStream, permit: OwnedSemaphorePermit, shared: Arc
         }
         tokio::select! {
             biased;
+            // First, so that an answer that is written from now on says that it is the last one.
+            () = stop.stopped(), if !leaving => leaving = true,
             ended = &mut connection => {
                 match ended {
                     // Where the client has offered another protocol (Java's offer h2c), hyper hands the connection over
@@ -198,7 +200,6 @@ async fn connection(stream: TcpStream, permit: OwnedSemaphorePermit, shared: Arc
                 }
                 break;
             }
-            () = stop.stopped(), if !leaving => leaving = true,
             () = shared.crowded.notified(), if !leaving => leaving = pulse.is_idle_since(IDLE_IN_A_CROWD),
             expired = pulse.expired() => match expired {
                 Expired::Idle if !leaving => leaving = true,

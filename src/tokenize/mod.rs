@@ -10,6 +10,7 @@ pub mod load;
 pub mod settings;
 mod tasks;
 pub mod token_arrays;
+pub mod unigram;
 pub mod word_list;
 pub mod word_piece;
 pub mod words;
@@ -27,8 +28,9 @@ use crate::observe::metrics::{ArrayReading, ModelMetrics, Refusal};
 use crate::request::{EmbedRequest, Input, Measured, Place, RequestError, RequestLimits, Side, TokenRow, Truncation};
 use job::{Job, Rows};
 use lead::Lead;
-use load::{Frame, TokenizerLoadError};
+use load::{Frame, Loaded, TokenizerLoadError};
 use token_arrays::{Reading, Rules, Vocabulary};
+use unigram::Unigram;
 use word_piece::WordPiece;
 use words::WholeWords;
 use workers::{WorkerError, Workers};
@@ -74,13 +76,20 @@ pub struct Tokenizer {
 struct Model {
     name: String,
     tokenizer: tokenizers::Tokenizer,
-    /// The same tokenizer without the library's detours, where it is of a kind that we read ourselves.
-    words: Option<WordPiece>,
+    lookup: Lookup,
     frame: Frame,
     vocab_rows: usize,
     include_prompt: bool,
     limits: RequestLimits,
     metrics: Arc<ModelMetrics>,
+}
+
+/// Who finds the pieces of words: we ourselves where the model is of a kind that we read, without the library's detours.
+#[derive(Debug)]
+enum Lookup {
+    WordPiece(Box<WordPiece>),
+    Unigram(Unigram),
+    Library,
 }
 
 /// What a [`Tokenizer`] is made from.
@@ -116,11 +125,13 @@ impl Tokenizer {
         metrics: Arc<ModelMetrics>,
     ) -> Result<Self, TokenizerLoadError> {
         let TokenizerSource { name, path, vocab_rows, lower_case, include_prompt, limits } = source;
-        let (tokenizer, frame) = load::load(path, vocab_rows)?;
+        let Loaded { library: tokenizer, frame, unigram } = load::load_to_serve(path, vocab_rows)?;
         let tokenizer = if lower_case { load::lower_cased(tokenizer, path)? } else { tokenizer };
+        let word_piece =
+            || WordPiece::of(&tokenizer).map_or(Lookup::Library, |words| Lookup::WordPiece(Box::new(words)));
+        let lookup = unigram.map_or_else(word_piece, Lookup::Unigram);
         let name = name.to_owned();
-        let words = WordPiece::of(&tokenizer);
-        let model = Model { name, tokenizer, words, frame, vocab_rows, include_prompt, limits, metrics };
+        let model = Model { name, tokenizer, lookup, frame, vocab_rows, include_prompt, limits, metrics };
         Ok(Self { model: Arc::new(model), workers })
     }
 
@@ -158,7 +169,14 @@ impl Tokenizer {
 
     /// Words that are one token each, for texts of a known number of tokens; none where the vocabulary has none.
     pub fn whole_words(&self) -> WholeWords {
-        words::find(&self.model.tokenizer, &self.model.frame)
+        let Model { tokenizer, lookup, frame, .. } = &*self.model;
+        let entries = match lookup {
+            Lookup::Unigram(unigram) => unigram.pieces(),
+            Lookup::WordPiece(_) | Lookup::Library => {
+                tokenizer.get_vocab(false).into_iter().map(|(entry, id)| (id, entry)).collect()
+            }
+        };
+        words::find(entries, frame.len(), |text| self.model.ids(text))
     }
 
     async fn encode_rows(&self, request: EmbedRequest, patience: Duration) -> Result<Vec<EncodedRow>, TokenizeError> {
@@ -295,9 +313,10 @@ impl Model {
     }
 
     fn ids(&self, text: &str) -> Result<Vec<u32>, String> {
-        match &self.words {
-            Some(words) => words.ids(&self.tokenizer, text),
-            None => load::ids(&self.tokenizer, text, false),
+        match &self.lookup {
+            Lookup::WordPiece(words) => words.ids(&self.tokenizer, text),
+            Lookup::Unigram(unigram) => unigram.ids(&self.tokenizer, text),
+            Lookup::Library => load::ids(&self.tokenizer, text, false),
         }
     }
 

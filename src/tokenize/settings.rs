@@ -203,11 +203,12 @@ impl Settings {
         }
     }
 
-    /// Makes of a tokenizer what its class would make of it; `vocab_rows` is the size of the embedding table.
+    /// Makes of a tokenizer what its class would make of it, whose model may be a Unigram that was taken out; `vocab_rows` is
+    /// the size of the embedding table.
     ///
     /// # Errors
     /// Whatever the library says.
-    pub fn apply(&self, tokenizer: &mut Tokenizer, vocab_rows: usize) -> Result<(), String> {
+    pub fn apply(&self, tokenizer: &mut Tokenizer, was_unigram: bool, vocab_rows: usize) -> Result<(), String> {
         let in_words = |error: tokenizers::Error| error.to_string();
         if matches!(self.class, Class::Bert | Class::MpNet)
             && let Some(NormalizerWrapper::BertNormalizer(normalizer)) = tokenizer.get_normalizer()
@@ -225,7 +226,7 @@ impl Settings {
             tokenizer.with_pre_tokenizer(Some(changed));
         }
         if matches!(self.class, Class::SentencePiece | Class::T5)
-            && matches!(tokenizer.get_model(), ModelWrapper::Unigram(_))
+            && (was_unigram || matches!(tokenizer.get_model(), ModelWrapper::Unigram(_)))
         {
             self.split_at_white_space(tokenizer).map_err(in_words)?;
         }

@@ -19,6 +19,8 @@ pub fn check(data: &[u8]) -> Verdict {
     let inside = |ids: &[u32]| assert!(ids.iter().all(|id| (*id as usize) < ROWS), "an id beyond the table: {ids:?}");
     inside(&frame.prefix);
     inside(&frame.suffix);
+    let served = load::load_to_serve(file.path(), ROWS).expect("what the library takes is served");
+    assert_eq!(served.frame, frame);
     let long = "word ".repeat(40);
     for text in ["hello world", "", "é 中文 😀\u{301}\0 x", long.as_str(), "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!"]
     {
@@ -26,6 +28,8 @@ pub fn check(data: &[u8]) -> Verdict {
         let ids = catch_unwind(AssertUnwindSafe(|| load::ids(&tokenizer, text, false)));
         if let Ok(Ok(ids)) = ids {
             inside(&ids);
+            let own = served.unigram.as_ref().map(|unigram| unigram.ids(&served.library, text));
+            assert!(own.is_none_or(|own| own.as_ref() == Ok(&ids)), "{text:?}: other ids than the library's {ids:?}");
         }
     }
     Ok(())
