@@ -344,10 +344,8 @@ impl Exchange {
             }
             ureq::Error::HostNotFound => "the host name is unknown".to_owned(),
             ureq::Error::ConnectProxyFailed(_) => "the proxy refused".to_owned(),
-            ureq::Error::Io(error) => error.to_string(),
-            ureq::Error::Rustls(error) => {
-                format!("{error}; the certificate of a private authority goes into SSL_CERT_FILE")
-            }
+            ureq::Error::Io(error) => with_advice(error.to_string()),
+            ureq::Error::Rustls(error) => with_advice(error.to_string()),
             ureq::Error::Protocol(_) | ureq::Error::LargeResponseHeader(..) => {
                 return Cause::Protocol { host, what: self.what.clone(), reason: "not an HTTP answer".to_owned() };
             }
@@ -355,6 +353,14 @@ impl Exchange {
         };
         Cause::Unreachable { host, reason }
     }
+}
+
+/// What to do about a certificate that nobody here knows.
+fn with_advice(reason: String) -> String {
+    if reason.contains("certificate") {
+        return reason + "; the certificate of a private authority goes into SSL_CERT_FILE";
+    }
+    reason
 }
 
 /// Whether nothing came for too long, as the one who waits for blocks may notice a moment later.
