@@ -153,16 +153,14 @@ async fn a_client_that_does_not_read_is_given_up() {
     drop(raw);
 }
 
-// I-11: nor does one of which a little is read now and then.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_reads_a_little_is_given_up() {
-    let app = TestApp::with(|setup| setup.http.write_timeout = Duration::from_secs(1)).await;
+/// Asks for a dozen large answers and takes `n_bytes` of them ten times a second, for a minute at most; waits until the
+/// server has had enough.
+async fn read_until_given_up(app: &TestApp, n_bytes: usize) {
     let mut raw = app.raw();
     raw.send(post(&json!({"model": M, "input": vec!["x"; 2048]}).to_string()).repeat(12));
     let reader = std::thread::spawn(move || {
-        // Some 80 KiB per second, for a minute at most.
         for _ in 0..600 {
-            if !raw.read_some(8 << 10) {
+            if !raw.read_some(n_bytes) {
                 break;
             }
             #[expect(clippy::disallowed_methods, reason = "reading slowly is what is tested")]
@@ -174,25 +172,18 @@ async fn a_client_that_reads_a_little_is_given_up() {
     drop(reader);
 }
 
+// I-11: nor does one of which a little is read now and then.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_reads_a_little_is_given_up() {
+    let app = TestApp::with(|setup| setup.http.write_timeout = Duration::from_secs(1)).await;
+    read_until_given_up(&app, 8 << 10).await;
+}
+
 // I-11: nor does one that is taken slice by slice, each in good time, for longer than a whole answer may take.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_reads_for_too_long_is_given_up() {
     let app = TestApp::with(|setup| setup.http.answer_timeout = Duration::from_secs(1)).await;
-    let mut raw = app.raw();
-    raw.send(post(&json!({"model": M, "input": vec!["x"; 2048]}).to_string()).repeat(12));
-    let reader = std::thread::spawn(move || {
-        // A megabyte and more per second, for a minute at most.
-        for _ in 0..600 {
-            if !raw.read_some(128 << 10) {
-                break;
-            }
-            #[expect(clippy::disallowed_methods, reason = "reading slowly is what is tested")]
-            std::thread::sleep(Duration::from_millis(100));
-        }
-    });
-    app.until_metric("embedserve_http_clients_gone_total", "route=\"/v1/embeddings\",stage=\"writing\"", 1.0).await;
-    app.until_metric("embedserve_http_connections", "", 0.0).await;
-    drop(reader);
+    read_until_given_up(&app, 128 << 10).await;
 }
 
 // P9, I-11: answers that nobody takes are bounded together; small ones are not held up by them.
