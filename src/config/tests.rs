@@ -121,3 +121,46 @@ fn aliases_and_the_default_model_refer_to_served_models() {
     let any = with(&["--accept-any-model", "--default-model", "BAAI/bge-base-en-v1.5"]).unwrap().names;
     assert_eq!((any.find(None), any.find(Some("text-embedding-3-small"))), (Some(1), Some(1)));
 }
+
+// L-07: Kubernetes names every service to every pod, one that is called like us in a variable called like ours.
+#[test]
+fn an_address_from_kubernetes_is_no_port_of_ours() {
+    let environment = |value: &str| Environment::new([("EMBEDSERVE_PORT".to_owned(), value.to_owned())]);
+    for link in ["tcp://10.96.0.5:8080", "udp://10.96.0.5:8080"] {
+        assert!(environment(link).is_blank("EMBEDSERVE_PORT"), "{link}");
+        assert_eq!(health_port(&environment(link)).unwrap(), 8080);
+    }
+    assert!(!environment("9000").is_blank("EMBEDSERVE_PORT"));
+    assert_eq!(health_port(&environment("9000")).unwrap(), 9000);
+    assert!(health_port(&environment("http")).is_err());
+}
+
+// L-07
+#[test]
+fn health_asks_where_the_server_beside_it_listens() {
+    for (host, asked) in
+        [("", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::", "::1"), ("[::]", "::1"), ("10.1.2.3", "10.1.2.3")]
+    {
+        let environment = Environment::new([("EMBEDSERVE_HOST".to_owned(), host.to_owned())]);
+        assert_eq!(health_host(&environment), asked, "{host}");
+    }
+}
+
+// O-01
+#[test]
+fn addresses_with_passwords_are_refused_or_masked() {
+    let refused = resolve(&[], &[("HF_ENDPOINT", "https://user:secret@hub.example")]).map(|_| ()).unwrap_err();
+    assert!(refused.to_string().contains("HF_ENDPOINT") && !refused.to_string().contains("secret"), "{refused}");
+    let pip = "python3 -m pip --index-url https://user:secret@index.example/simple";
+    let shown = resolve(&["--pip", pip], &[]).unwrap().describe();
+    assert!(shown.contains("--index-url") && !shown.contains("secret"), "{shown}");
+}
+
+// L-07: whoever names a file means it.
+#[test]
+fn a_file_of_a_token_that_cannot_be_read_is_an_error() {
+    let refused = resolve(&[], &[("HF_TOKEN_PATH", "/no/such/token")]).map(|_| ()).unwrap_err().to_string();
+    assert!(refused.starts_with("HF_TOKEN_PATH = /no/such/token: cannot read the token"), "{refused}");
+    assert!(resolve(&["--hf-token", "hf_x"], &[("HF_TOKEN_PATH", "/no/such/token")]).is_ok());
+    assert!(resolve(&[], &[("HF_HOME", "/no/such/home")]).unwrap().source.token.is_none());
+}

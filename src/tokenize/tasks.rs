@@ -25,3 +25,18 @@ pub(super) fn of(inputs: Vec<Input>, prompt_bytes: usize) -> Vec<Vec<Input>> {
     }
     tasks
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // V-06: what is read is what counts, and a prompt is read before every text.
+    #[test]
+    fn a_prompt_counts_for_every_text_that_it_goes_before() {
+        let texts = || vec![Input::Text("a".to_owned()); 2048];
+        assert_eq!(of(texts(), 0).len(), 2);
+        let tasks = of(texts(), 4096);
+        assert!(tasks.iter().all(|task| task.len() <= 8), "{}", tasks[0].len());
+        assert_eq!(tasks.into_iter().flatten().count(), 2048);
+    }
+}

@@ -79,6 +79,8 @@ struct Shared {
 struct State {
     tasks: VecDeque<(Task, OwnedSemaphorePermit)>,
     running: usize,
+    /// A thread looks every now and then whether it may take what is queued.
+    watched: bool,
     closed: bool,
 }
 
@@ -188,6 +190,13 @@ impl Drop for Pool {
     }
 }
 
+impl State {
+    /// Whether a sleeping thread is wanted: to take a task, or, where as many as may do so are running, to look when more may.
+    fn needs_another(&self, allowed: usize) -> bool {
+        !self.tasks.is_empty() && (self.running < allowed || !self.watched)
+    }
+}
+
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         // No code that can panic runs under this lock.
@@ -202,8 +211,7 @@ impl Shared {
     fn add(&self, task: Task, permit: OwnedSemaphorePermit) {
         let mut state = self.lock();
         state.tasks.push_back((task, permit));
-        // Otherwise one that is running takes it next: there is at least one.
-        let wake = state.running < self.allowed();
+        let wake = state.needs_another(self.allowed());
         drop(state);
         if wake {
             self.arrived.notify_one();
@@ -218,7 +226,7 @@ impl Shared {
                 && let Some((task, permit)) = state.tasks.pop_front()
             {
                 state.running += 1;
-                let more = !state.tasks.is_empty() && state.running < self.allowed();
+                let more = state.needs_another(self.allowed());
                 drop(state);
                 drop(permit);
                 if more {
@@ -234,8 +242,10 @@ impl Shared {
                 state = self.arrived.wait(state).unwrap_or_else(PoisonError::into_inner);
             } else {
                 // Nobody rings when a forward pass ends.
+                state.watched = true;
                 let waited = self.arrived.wait_timeout(state, PASS_POLL);
                 state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                state.watched = false;
             }
         }
     }
@@ -322,6 +332,63 @@ mod tests {
             assert!(done.iter().all(Result::is_ok));
             assert_eq!(most.load(Ordering::SeqCst), expected, "while computing: {busy}");
         }
+    }
+
+    // A task that came during a forward pass is begun when the pass has ended, although another one still runs.
+    #[tokio::test]
+    async fn no_thread_sleeps_behind_a_long_task_when_nothing_is_computed_any_more() {
+        let computing = Arc::new(AtomicBool::new(true));
+        let workers = Workers::beside(2, Arc::clone(&computing), &Metrics::new(&[])).unwrap();
+        let (begun, second) = (Arc::new(tokio::sync::Notify::new()), Arc::new(AtomicBool::new(false)));
+        let until_second = {
+            let (begun, second) = (Arc::clone(&begun), Arc::clone(&second));
+            workers.run((MINUTE, 0), move |_| {
+                begun.notify_one();
+                let deadline = std::time::Instant::now() + Duration::from_secs(20);
+                while !second.load(Ordering::SeqCst) && std::time::Instant::now() < deadline {
+                    std::thread::yield_now();
+                }
+                second.load(Ordering::SeqCst)
+            })
+        };
+        let late = async {
+            begun.notified().await;
+            let task = {
+                let second = Arc::clone(&second);
+                workers.run((MINUTE, 0), move |_| second.store(true, Ordering::SeqCst))
+            };
+            let pass_ends = async {
+                tokio::task::yield_now().await;
+                computing.store(false, Ordering::Relaxed);
+            };
+            tokio::join!(task, pass_ends).0
+        };
+        assert_eq!(tokio::join!(until_second, late), (Ok(true), Ok(())));
+    }
+
+    // P9: what the library keeps of long texts is bounded, however many threads there are.
+    #[tokio::test]
+    async fn large_tasks_share_a_budget_and_small_ones_do_not_wait_for_it() {
+        let workers = Workers::new(4, &Metrics::new(&[])).unwrap();
+        let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let task = |size_bytes: usize| {
+            let (running, most) = (Arc::clone(&running), Arc::clone(&most));
+            workers.run((MINUTE, size_bytes), move |_| {
+                most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                (0..1000).for_each(|_| std::thread::yield_now());
+                running.fetch_sub(1, Ordering::SeqCst);
+            })
+        };
+        assert!(join_all((0..16).map(|_| task(2 * ALL_LARGE_BYTES))).await.iter().all(Result::is_ok));
+        assert_eq!(most.load(Ordering::SeqCst), 1, "each goes alone that is larger than all together may be");
+        assert!(join_all((0..16).map(|_| task(ALL_LARGE_BYTES / 2))).await.iter().all(Result::is_ok));
+        assert!(most.load(Ordering::SeqCst) <= 2);
+        // All of the budget is taken, and a short text is read all the same.
+        let held = Arc::clone(&workers.pool.0.large).acquire_many_owned(large_units(ALL_LARGE_BYTES)).await.unwrap();
+        assert_eq!(workers.run((MINUTE, LARGE_BYTES), |_| 7).await, Ok(7));
+        let short_of_patience = (Duration::from_millis(20), LARGE_BYTES + 1);
+        assert_eq!(workers.run(short_of_patience, |_| 7).await, Err(WorkerError::Busy));
+        drop(held);
     }
 
     #[tokio::test]

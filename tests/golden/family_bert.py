@@ -32,16 +32,19 @@ class Bert(Family):
         return described | ({"backend": "tokenizers"} if self.layout == "current" else {})
 
     def model(self, vocab_size: int) -> torch.nn.Module:
-        config = BertConfig(
-            vocab_size=vocab_size,
-            hidden_size=self.hidden,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            intermediate_size=self.intermediate,
-            hidden_act=self.activation,
-            max_position_embeddings=self.positions,
-        )
-        return BertModel(config, add_pooling_layer=self.pooler)
+        return BertModel(BertConfig(**self.sizes(vocab_size)), add_pooling_layer=self.pooler)
+
+    def sizes(self, vocab_size: int) -> dict[str, object]:
+        """What the configurations of BERT and its kin have in common."""
+        return {
+            "vocab_size": vocab_size,
+            "hidden_size": self.hidden,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "intermediate_size": self.intermediate,
+            "hidden_act": self.activation,
+            "max_position_embeddings": self.positions,
+        }
 
     def draw(self, name: str, values: np.ndarray) -> np.ndarray:
         return draw(name, values)
@@ -84,17 +87,7 @@ class Electra(Bert):
     """The discriminator, as it is stored with its head."""
 
     def model(self, vocab_size: int) -> torch.nn.Module:
-        return ElectraModel(
-            ElectraConfig(
-                vocab_size=vocab_size,
-                embedding_size=self.hidden,
-                hidden_size=self.hidden,
-                num_hidden_layers=self.layers,
-                num_attention_heads=self.heads,
-                intermediate_size=self.intermediate,
-                max_position_embeddings=self.positions,
-            )
-        )
+        return ElectraModel(ElectraConfig(embedding_size=self.hidden, **self.sizes(vocab_size)))
 
     def stored(self, model: torch.nn.Module) -> dict[str, torch.Tensor]:
         own = {"electra." + name: tensor.contiguous() for name, tensor in model.state_dict().items()}
@@ -107,18 +100,7 @@ class Ernie(Bert):
     """With a table of tasks."""
 
     def model(self, vocab_size: int) -> torch.nn.Module:
-        return ErnieModel(
-            ErnieConfig(
-                vocab_size=vocab_size,
-                hidden_size=self.hidden,
-                num_hidden_layers=self.layers,
-                num_attention_heads=self.heads,
-                intermediate_size=self.intermediate,
-                max_position_embeddings=self.positions,
-                type_vocab_size=4,
-                use_task_id=True,
-            )
-        )
+        return ErnieModel(ErnieConfig(type_vocab_size=4, use_task_id=True, **self.sizes(vocab_size)))
 
     def stored(self, model: torch.nn.Module) -> dict[str, torch.Tensor]:
         return {"ernie." + name: tensor.contiguous() for name, tensor in model.state_dict().items()}

@@ -323,3 +323,22 @@ async fn new_work_is_refused_while_draining() {
     assert!(message.starts_with("The server is shutting down. Please try again in "), "{message}");
     assert_eq!(answer.header("connection"), Some("close"));
 }
+
+// L-01, L-11: while a server is on its way out, its answers send their clients elsewhere; those that offer another
+// protocol are let be, since hyper cuts what it has not written when it closes under such an offer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_leaving_ends_connections_with_their_answers() {
+    let app = TestApp::start().await;
+    let ask = |more: &str| format!("GET /livez HTTP/1.1\r\nhost: localhost\r\n{more}\r\n");
+    let mut kept = app.raw();
+    kept.send(ask(""));
+    assert_eq!(kept.answer().unwrap().header("connection"), None);
+    app.engine.leave();
+    kept.send(ask(""));
+    let last = kept.answer().unwrap();
+    assert_eq!((last.status, last.header("connection")), (200, Some("close")));
+    assert!(kept.is_closed());
+    let mut offering = app.raw();
+    offering.send(ask("connection: upgrade\r\nupgrade: h2c\r\n"));
+    assert_ne!(offering.answer().unwrap().header("connection"), Some("close"));
+}

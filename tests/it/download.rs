@@ -288,6 +288,20 @@ fn a_model_of_another_kind_is_refused_before_its_weights_are_asked_for() {
     assert_eq!(hub.asked_for("GET tokenizer.json").len(), 1);
 }
 
+// Who fetches a model that others will serve need not say how it pools.
+#[test]
+fn a_model_without_a_pooling_of_its_own_can_be_fetched_and_not_served() {
+    let mut files = repository();
+    files.remove("modules.json").unwrap();
+    let hub = FakeHub::start(files);
+    let machine = Machine::new(&hub.endpoint());
+    let (progress, stop) = (LoadProgress::default(), AtomicBool::new(false));
+    let refused = source::obtain((&hub_model(), describe::judge), &machine.config, &progress, &stop).unwrap_err();
+    assert!(refused.to_string().contains("--pooling"), "{refused}");
+    assert!(hub.asked_for(WEIGHTS).is_empty());
+    source::obtain((&hub_model(), describe::judge_to_keep), &machine.config, &progress, &stop).unwrap();
+}
+
 // D-07
 #[test]
 fn sizes_are_capped_before_and_during_a_transfer() {

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
+use embedserve::catalog::ModelSpec;
 use embedserve::config::SourceConfig;
 use embedserve::source::{self, Cause};
 
@@ -135,6 +136,24 @@ fn an_unreachable_or_failing_hub_leaves_the_cached_snapshot_in_use() {
     assert_eq!(obtain(&hub_model(), &machine.config).unwrap().revision.as_deref(), Some(COMMIT));
     fs::remove_dir_all(machine.repository()).unwrap();
     assert!(matches!(cause(&hub_model(), &machine.config), Cause::Unreachable { .. }));
+}
+
+// D-05, D-10: a new version for which there is no room, and an answer that is no hub's, are no reason not to serve.
+#[test]
+fn what_keeps_an_update_from_coming_leaves_the_cached_snapshot_in_use() {
+    let (hub, machine) = filled();
+    hub.move_main_after_first_look();
+    obtain(&hub_model(), &machine.config).unwrap();
+    hub.set_file("model.safetensors", b"the new weights".to_vec());
+    hub.always("HEAD model.safetensors", Script::Length(1 << 60));
+    let spec = ModelSpec { max_file_bytes: u64::MAX, ..hub_model() };
+    assert_eq!(obtain(&spec, &machine.config).unwrap().revision.as_deref(), Some(COMMIT));
+    // A file that is larger than it may be is another matter.
+    assert!(matches!(cause(&hub_model(), &machine.config), Cause::TooLarge { .. }));
+    hub.always("GET info", Script::Html);
+    assert_eq!(obtain(&spec, &machine.config).unwrap().revision.as_deref(), Some(COMMIT));
+    hub.always("GET info", Script::Status(407));
+    assert_eq!(obtain(&spec, &machine.config).unwrap().revision.as_deref(), Some(COMMIT));
 }
 
 #[test]

@@ -80,6 +80,12 @@ async fn the_version_names_the_limits_in_force() {
     for path in ["/version", "/info", "/v1/version", "/v1/metadata"] {
         let body = app.get(path).await.json();
         assert_eq!((&body["name"], &body["version"]), (&json!("embedserve"), &json!(env!("CARGO_PKG_VERSION"))));
+        // In the words of TEI and of Azure's clients: the default model.
+        assert_eq!((&body["model_id"], &body["model_name"]), (&json!(M), &json!(M)));
+        assert_eq!(
+            (&body["max_client_batch_size"], &body["model_provider_name"]),
+            (&json!(2048), &json!("embedserve"))
+        );
         assert_eq!(body["limits"]["max_inputs"], 2048);
         assert_eq!(body["limits"]["max_body_bytes"], 32 << 20);
         assert_eq!((&body["models"][1]["id"], &body["models"][1]["max_model_len"]), (&json!(F), &json!(64)));

@@ -295,3 +295,36 @@ fn a_model_is_judged_when_it_is_loaded() {
     outcome(folder.path(), Precision::Int8);
     assert_eq!(notes_in(cache.path()).len(), 3);
 }
+
+// M-05: f32 weights for which there is no room are not loaded to find that out; a verdict that is there needs none.
+#[test]
+fn a_model_that_cannot_be_compared_is_refused_with_the_numbers() {
+    let cache = tempfile::tempdir().unwrap();
+    let shared = |memory_limit| Shared {
+        notes: Notes::at(cache.path().to_owned()),
+        memory_limit,
+        ..shared_with(1, Isa::Portable)
+    };
+    let folder = TinyModel::default().write();
+    let spec = ModelSpec { dtype: Some(Precision::Int8), ..spec(folder.path()) };
+    let load = |limit| {
+        let loaded = load::load(
+            &spec,
+            folder.path(),
+            None,
+            (&requests(), &batches()),
+            (&shared(limit), &LoadProgress::default()),
+        );
+        loaded.map(|loaded| {
+            loaded.served.queue.close();
+            loaded.threads.into_iter().for_each(|thread| thread.join().unwrap());
+        })
+    };
+    let refused = load(Some(1)).unwrap_err();
+    assert!(matches!(refused, LoadError::NoRoomToCompare { limit: 0, .. }), "{refused}");
+    assert!(refused.to_string().contains("models verify"), "{refused}");
+    assert_eq!(notes_in(cache.path()), []);
+    let judged = load(None).map_err(|error| error.to_string());
+    assert_eq!(notes_in(cache.path()).len(), 1);
+    assert_eq!(load(Some(1)).map_err(|error| error.to_string()), judged);
+}

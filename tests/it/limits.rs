@@ -165,6 +165,25 @@ async fn bodies_share_a_budget() {
     assert_eq!(holder.answer().unwrap().status, 200);
 }
 
+// P9: ids take four times the room of their digits.
+#[tokio::test]
+async fn token_arrays_take_the_room_that_they_need() {
+    let app = TestApp::with(|setup| setup.http.max_bodies_bytes = 64 << 10).await;
+    let ids = |n: usize| json!({"model": M, "input": [vec![0; n]]});
+    app.embed(ids(12_000)).await.refusal(503, Some("server_is_overloaded"), None);
+    assert_ne!(app.embed(ids(4_000)).await.status, 503);
+}
+
+// A request with too many tokens is not read to its end to find that out.
+#[tokio::test]
+async fn a_request_ends_as_soon_as_it_has_too_many_tokens() {
+    let app = TestApp::with(|setup| setup.requests.max_request_tokens = 1000).await;
+    let answer = app.embed(json!({"model": M, "input": vec!["a b c d e f g h i j"; 2048], "truncate": true})).await;
+    let message = answer.refusal(400, Some("max_tokens_per_request"), Some("input"));
+    let counted: usize = message.split(' ').nth(1).unwrap().parse().unwrap();
+    assert!(counted > 1000 && counted < 2048 * 12, "{message}");
+}
+
 // W-09
 #[tokio::test(flavor = "multi_thread")]
 async fn one_request_never_becomes_two() {

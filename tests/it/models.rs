@@ -63,3 +63,18 @@ async fn a_loading_model_is_listed_with_what_its_entry_promises() {
         "owned_by": "embedserve", "root": "plain", "state": "loading", "dimensions": 384, "dtype": "f32"}]});
     assert_eq!(app.get("/v1/models").await.json(), expected);
 }
+
+// Azure's clients name the model in the path, and not always in the body.
+#[tokio::test]
+async fn a_deployment_in_the_path_is_the_model() {
+    let app = TestApp::start().await;
+    let path =
+        |model: &str| format!("/openai/deployments/{}/embeddings?api-version=2024-10-21", model.replace('/', "%2F"));
+    let answer = app.post(&path(M), &[], r#"{"input": "x"}"#).await;
+    assert_eq!((answer.status, &answer.json()["model"]), (200, &json!(M)), "{answer:?}");
+    let other = app.post(&path(M), &[], r#"{"input": "x", "model": "text-embedding-3-small"}"#).await;
+    assert_eq!(other.json()["data"], answer.json()["data"], "the path decides");
+    app.post(&path("nobody"), &[], r#"{"input": "x"}"#).await.refusal(404, Some("model_not_found"), None);
+    app.post("/openai/v1/embeddings", &[], json!({"model": M, "input": "x"}).to_string()).await.vectors();
+    assert_eq!(app.get("/openai/v1/models").await.json(), app.get("/v1/models").await.json());
+}

@@ -266,3 +266,20 @@ fn changed(settings: &Value, change: &Value) -> Value {
     }
     settings
 }
+
+// What an encoder of one vector for each text is not, or where it lies elsewhere.
+#[test]
+fn late_interaction_and_encoders_in_folders_are_named() {
+    let chain = Chain::new(&json!({"pooling_mode": "mean"}), &[]);
+    let folder = chain.folder.path();
+    let path = folder.join("modules.json");
+    let modules = std::fs::read_to_string(&path).unwrap().replacen(r#""path":"""#, r#""path":"0_Transformer""#, 1);
+    assert!(modules.contains("0_Transformer"));
+    write(folder, "modules.json", modules.as_bytes());
+    assert!(chain.error().contains("path = 0_Transformer (the encoder is expected at the root)"), "{}", chain.error());
+    std::fs::remove_file(&path).unwrap();
+    let mut config: Value = serde_json::from_slice(&std::fs::read(folder.join("config.json")).unwrap()).unwrap();
+    config["architectures"] = json!(["HF_ColBERT"]);
+    write(folder, "config.json", config.to_string().as_bytes());
+    assert!(chain.error().contains("HF_ColBERT (late interaction"), "{}", chain.error());
+}

@@ -161,3 +161,43 @@ fn scores_of_a_vocabulary_are_read_to_the_last_bit() {
         assert_eq!(read.to_bits(), score.parse::<f64>().unwrap().to_bits(), "{score}");
     }
 }
+
+// U-03: what would cost gigabytes, or end the process, is refused before the library builds anything of it.
+#[test]
+fn vocabularies_that_cost_more_than_their_bytes_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let refused = |change: &dyn Fn(&mut Value)| {
+        let rows = unigram(folder.path());
+        let path = folder.path().join("tokenizer.json");
+        let mut value: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        change(&mut value);
+        std::fs::write(&path, value.to_string()).unwrap();
+        load(&path, rows + 20_000).map(|_| ()).map_err(|error| error.to_string())
+    };
+    let add = |value: &mut Value, n: usize, length: usize| {
+        let pieces = value["model"]["vocab"].as_array_mut().unwrap();
+        pieces.extend((0..n).map(|piece| json!([format!("{piece:0length$}"), -9.0])));
+    };
+    assert_eq!(refused(&|value| add(value, 10, 1024)), Ok(()));
+    let long = refused(&|value| add(value, 1, 1025)).unwrap_err();
+    assert!(long.contains("a piece of its vocabulary has 1025 bytes"), "{long}");
+    let many = refused(&|value| add(value, 8200, 1024)).unwrap_err();
+    assert!(many.contains("the pieces of its vocabulary have"), "{many}");
+    let folder = TinyModel::default().write();
+    let path = folder.path().join("tokenizer.json");
+    let mut value: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    value["model"]["max_input_chars_per_word"] = json!(1001);
+    std::fs::write(&path, value.to_string()).unwrap();
+    let words = load(&path, vocabulary().len()).map(|_| ()).unwrap_err().to_string();
+    assert!(words.contains("max_input_chars_per_word is 1001"), "{words}");
+}
+
+#[test]
+fn tokenizers_that_are_programs_are_named() {
+    let folder = TinyModel::default().write();
+    for class in ["BertJapaneseTokenizer", "PhobertTokenizer", "BertweetTokenizer"] {
+        let config = json!({"tokenizer_class": class});
+        let refused = read(folder.path(), &config, vocabulary().len(), "x").unwrap_err();
+        assert!(refused.contains(&format!("{class} is Python code")), "{refused}");
+    }
+}

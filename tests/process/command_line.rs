@@ -32,6 +32,21 @@ fn usage_errors_exit_64_with_one_line() {
     }
 }
 
+// Where the log is JSON, so is the reason why there will be no more of it.
+#[test]
+fn a_log_of_json_ends_in_json() {
+    for (arguments, code) in [(&["--host", "0.0.0.0"][..], 64), (&["--model", "dir:/no/such/model", "--port", "0"], 1)]
+    {
+        let finished = run(embedserve(arguments).env("LOG_FORMAT", "json"));
+        assert_eq!(finished.code, Some(code), "{}", finished.stderr);
+        let last: Value = serde_json::from_str(finished.stderr.trim_end().lines().last().unwrap()).unwrap();
+        assert!(last["level"] == "ERROR" && last["error"].is_string(), "{last}");
+        // Nobody would hear of it under this filter.
+        let silent = run(embedserve(arguments).env("LOG_FORMAT", "json").env("RUST_LOG", "off"));
+        assert!(silent.stderr.starts_with("embedserve: "), "{}", silent.stderr);
+    }
+}
+
 // L-04
 #[test]
 fn a_port_in_use_is_named() {

@@ -119,3 +119,15 @@ fn an_open_address_without_keys_is_refused_with_its_risk() {
         assert_eq!(exchange(address, "GET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").0, 200);
     }
 }
+
+// W-11: the soft limit is often as low as the number of connections alone.
+#[test]
+fn the_limit_on_open_files_is_raised_to_the_hard_one() {
+    let folder = TinyModel::default().write();
+    let choice = format!("dir:{}", folder.path().display());
+    let plain = embedserve(&["--model", &choice, "--served-model-name", "tiny"]);
+    let server =
+        Server::spawn(through(&["sh", "-c", "ulimit -S -n 200; ulimit -H -n 2000; exec \"$0\" \"$@\""], &plain));
+    server.wait_until_ready();
+    assert!((server.metric("process_max_fds") - 2000.0).abs() < 0.5, "{}", server.metric("process_max_fds"));
+}

@@ -17,6 +17,7 @@ fn plain(model_type: &str) -> Value {
         "distilbert" => json!({"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "vocab_size": 100,
                                "max_position_embeddings": 64}),
         "t5" => json!({"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 4, "vocab_size": 100}),
+        "electra" => with(bert(), &json!({"embedding_size": 32})),
         "jina" => {
             return with(bert(), &json!({"position_embedding_type": "alibi", "feed_forward_type": "geglu"}));
         }
@@ -58,6 +59,8 @@ fn every_unimplemented_option_is_refused_by_name_and_value() {
         ("camembert", json!({"is_decoder": true}), "is_decoder = true"),
         ("mpnet", json!({"relative_attention_num_buckets": 64}), "relative_attention_num_buckets = 64"),
         ("distilbert", json!({"activation": "gelu_fast"}), "json: activation = gelu_fast"),
+        ("electra", json!({"embedding_size": 16}), "embedding_size = 16"),
+        ("ernie", json!({"hidden_act": "mish"}), "hidden_act = mish"),
         ("t5", json!({"feed_forward_proj": "gated-mish"}), "feed_forward_proj = mish"),
         ("t5", json!({"feed_forward_proj": "twice-gelu"}), "feed_forward_proj = twice-gelu"),
         ("t5", json!({"is_decoder": true}), "is_decoder = true"),

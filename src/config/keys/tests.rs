@@ -89,3 +89,15 @@ fn a_name_or_a_key_occurs_once() {
     assert!(sources(&["x"], "# nothing\n").unwrap_err().contains("it holds no key"));
     assert!(sources(&[], &"#".repeat(2 << 20)).unwrap_err().contains("more than 1048576 bytes"));
 }
+
+#[test]
+fn a_line_that_is_no_key_is_named_and_not_quoted() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keys");
+    #[expect(clippy::disallowed_methods, reason = "the operator's file")]
+    std::fs::write(&path, format!("# ours\n{KEY}\n\n{KEY} with a note\n")).unwrap();
+    let sources = KeySources { typed: Vec::new(), plain_files: vec![path.clone()], keys_file: None };
+    let message = sources.read(&names()).map(|_| ()).unwrap_err().to_string();
+    assert!(message.contains(&path.display().to_string()) && message.contains("line 4: a key is made of"), "{message}");
+    assert!(!message.contains("canary"), "{message}");
+}
