@@ -120,12 +120,11 @@ async fn a_refusal_reaches_a_client_that_offers_http_2() {
         let mut sender = raw.sender();
         let (head, body) = (head.clone(), body.clone());
         let sending = std::thread::spawn(move || {
-            // As a client does that reads only when everything is sent.
-            sender.send(head);
-            sender.send(body);
+            // As a client does that reads only when everything is sent, and gives up where sending fails.
+            sender.send(head) && sender.send(body)
         });
         tokio::task::spawn_blocking(move || {
-            sending.join().unwrap();
+            assert!(sending.join().unwrap(), "the connection was reset");
             assert_eq!(raw.answer().expect("no reset").status, 413);
         })
         .await
