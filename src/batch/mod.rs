@@ -7,6 +7,7 @@
 //! batch the moment something does. There is no artificial delay; rows that arrive while a batch computes form the next. A
 //! device that computes beside its thread has a second one at hand while there is enough for it ([`Queue::next_ahead`]).
 
+mod admission;
 mod ahead;
 mod job;
 mod pace;
@@ -16,12 +17,12 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use thiserror::Error;
-
+pub use admission::SubmitError;
 pub use job::{Answered, Job, JoinError, Row, RowFailure, Tickets};
 
-use crate::observe::metrics::{ModelMetrics, Refusal};
+use crate::observe::metrics::ModelMetrics;
 use crate::request::{Dimensions, Flow, TokenRow};
+use admission::Demand;
 use job::{Abandon, pair};
 use pace::Pace;
 use plan::{Backlog, Budget};
@@ -41,22 +42,6 @@ pub struct QueueLimits {
 pub struct Client {
     pub flow: Flow,
     pub deadline: Instant,
-}
-
-/// Why rows were not accepted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub enum SubmitError {
-    #[error("the queue is full")]
-    Full { retry_after: Duration },
-    #[error("it would wait too long")]
-    Late { retry_after: Duration },
-    #[error("the device thread has ended")]
-    Closed,
-    /// More than the queue holds when it is empty: refusing it for now would be refusing it for ever.
-    #[error("{tokens} tokens never fit a queue of {limit}")]
-    NeverFits { tokens: usize, limit: usize },
-    #[error("a queue of {limit} rows never has room for so many")]
-    NeverFitsRows { limit: usize },
 }
 
 /// One model's queue, as one of its device threads sees it. Clones share it.
@@ -107,10 +92,6 @@ struct Running {
     /// Rows were left for the next one.
     full: bool,
 }
-
-/// Of the time that a request may take, so much may be predicted: predictions err, and what is given up late has cost as
-/// much as what is answered.
-const MARGIN: f64 = 0.8;
 
 /// How long a batch takes while interactive requests and bulk work share the device: two of these are a delay that a
 /// person at a search box does not notice.
@@ -173,19 +154,7 @@ impl Queue {
     /// # Errors
     /// Full, closed, or more than could ever fit; or nobody would have an answer by the deadline.
     pub fn submit(&self, rows: Vec<TokenRow>, dimensions: Dimensions, client: Client) -> Result<Tickets, SubmitError> {
-        let limits = self.shared.limits;
-        let (n_rows, n_tokens) = (rows.len(), rows.iter().map(|row| row.ids.len()).sum::<usize>());
-        if n_rows > limits.rows {
-            return Err(SubmitError::NeverFitsRows { limit: limits.rows });
-        }
-        if n_tokens > limits.tokens {
-            return Err(SubmitError::NeverFits { tokens: n_tokens, limit: limits.tokens });
-        }
-        if let Some(longest) =
-            rows.iter().map(|row| row.ids.len()).max().filter(|longest| *longest > limits.batch.tokens)
-        {
-            return Err(SubmitError::NeverFits { tokens: longest, limit: limits.batch.tokens });
-        }
+        let demand = Demand::of(&rows);
         let weak = Arc::downgrade(&self.shared);
         let abandon = Abandon(Box::new(move || {
             if let Some(shared) = weak.upgrade() {
@@ -193,23 +162,13 @@ impl Queue {
             }
         }));
         let mut state = self.shared.lock();
-        if state.closed {
-            self.shared.metrics.refused(Refusal::Dead);
-            return Err(SubmitError::Closed);
-        }
         self.shared.forget_abandoned(&mut state);
-        if state.backlog.rows() + n_rows > limits.rows || state.backlog.tokens() + n_tokens > limits.tokens {
-            self.shared.metrics.refused(Refusal::Full);
-            return Err(SubmitError::Full { retry_after: state.expected_wait() });
-        }
-        if let Some(retry_after) = state.too_late(client, (n_rows, n_tokens), limits.timeout) {
-            self.shared.metrics.refused(Refusal::Late);
-            return Err(SubmitError::Late { retry_after });
-        }
-        if state.backlog.is_interactive(n_rows, n_tokens) {
+        self.shared.counted(state.verdict(demand, client, self.shared.limits))?;
+        if state.backlog.is_interactive(demand.n_rows, demand.n_tokens) {
             state.interactive = Some(Instant::now());
         }
-        let (jobs, tickets) = pair(rows, dimensions, Arc::clone(&self.shared.metrics), limits.timeout, abandon);
+        let timeout = self.shared.limits.timeout;
+        let (jobs, tickets) = pair(rows, dimensions, Arc::clone(&self.shared.metrics), timeout, abandon);
         state.backlog.push_for(client.flow, VecDeque::from(jobs));
         self.shared.report(&state);
         drop(state);
@@ -369,22 +328,6 @@ impl State {
 
     fn batch_tokens(&self, limit: usize) -> usize {
         self.devices.iter().map(|side| side.tokens(limit)).min().unwrap_or(limit)
-    }
-
-    /// How long a request would wait that would not be done in time. Never one that has nothing before it: what a device
-    /// cannot do at all is not known before it was tried.
-    fn too_late(&self, client: Client, (n_rows, n_tokens): (usize, usize), timeout: Duration) -> Option<Duration> {
-        if self.backlog.is_empty() {
-            return None;
-        }
-        let ahead = self.backlog.ahead(client.flow, n_rows, n_tokens);
-        let start = self.time(ahead.start + self.running_tokens())?;
-        let finish = self.time(ahead.finish + self.running_tokens())?;
-        let left = client.deadline.saturating_duration_since(Instant::now());
-        if start > timeout.mul_f64(MARGIN) {
-            return Some(start);
-        }
-        (finish > left.mul_f64(MARGIN)).then_some(finish)
     }
 
     fn running_tokens(&self) -> usize {

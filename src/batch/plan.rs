@@ -164,6 +164,11 @@ impl<T> Backlog<T> {
         Ahead { start: until(first_turns), finish: until(own + tokens) }
     }
 
+    /// A request of so many tokens in several rows is bulk.
+    pub const fn bulk_tokens(&self) -> usize {
+        self.interactive_tokens + 1
+    }
+
     /// The lane of such a request, and the other one.
     const fn lane_of(&self, rows: usize, tokens: usize) -> (usize, usize) {
         if rows == 1 || tokens <= self.interactive_tokens { (INTERACTIVE, BULK) } else { (BULK, INTERACTIVE) }

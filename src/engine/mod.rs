@@ -235,6 +235,7 @@ impl Served {
     pub async fn embed(&self, request: EmbedRequest) -> Result<Embedded, EngineError> {
         let (deadline, single, dimensions) = (request.deadline, request.single, request.dimensions);
         let client = Client { flow: request.flow, deadline };
+        self.queue.check(request.inputs.len(), client)?;
         let encoded = self.tokenizer.encode(request, self.queue.limits().timeout).await?;
         let tickets = self.queue.submit(encoded.rows, dimensions, client)?;
         let answers = tickets.join(deadline).await?;

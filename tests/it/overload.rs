@@ -43,6 +43,8 @@ async fn a_full_queue_refuses_at_once_and_entirely() {
     // Nothing of the refused request stayed behind: one row still fits.
     app.check_metric("embedserve_queue_rows", "model=\"evil\"", 2.0);
     app.check_metric("embedserve_queue_refused_total", "model=\"evil\",reason=\"full\"", 1.0);
+    // Nor was it tokenised: a flood that is refused costs no more than reading it.
+    app.check_metric("embedserve_stage_duration_seconds_count", "model=\"evil\",stage=\"tokenize\"", 2.0);
     let last = app.embed(json!({"model": "evil", "input": "c"}));
     let release = async {
         app.until_metric("embedserve_queue_rows", "model=\"evil\"", 3.0).await;

@@ -103,6 +103,11 @@ impl TestDevice {
         self.queue.submit(rows, native(), Client { flow: Flow::default(), deadline })
     }
 
+    /// What such a client would be told whatever its rows hold.
+    pub fn check_until(&self, deadline: Instant, n_rows: usize) -> Result<(), SubmitError> {
+        self.queue.check(n_rows, Client { flow: Flow::default(), deadline })
+    }
+
     /// Submits and waits; vectors or failures in row order.
     pub async fn run(&self, rows: &[&[u32]]) -> Vec<Result<Vec<f32>, RowFailure>> {
         let tickets = self.submit(rows).expect("accepted");

@@ -8,7 +8,7 @@ use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 
 use crate::app::commands::bench::Subject;
 use crate::app::commands::bench::client::{Answer, ClientError, Connection, EMBEDDINGS};
@@ -16,7 +16,8 @@ use crate::app::commands::bench::meter::{CLOCK_THREAD, Usage};
 use crate::app::commands::bench::samples::Percentiles;
 use crate::app::commands::bench::texts::{Payload, Random};
 
-/// Connections at most, as many as a server takes by default; beyond, requests wait on this side.
+/// Connections at most, as many as a server takes by default. What is due while all of them wait for an answer is not sent:
+/// it would say how long this client queues, and nothing of the server.
 const MAX_CONNECTIONS: usize = 1024;
 
 /// Requests per second, and for how long.
@@ -33,6 +34,8 @@ pub(super) struct Open {
     /// Requests per second that were meant to be sent.
     pub(super) offered: f64,
     pub(super) sent: usize,
+    /// Due while every connection waited for an answer, and not sent.
+    pub(super) held_back: usize,
     /// Answered with vectors while requests still came, per second: what the server carries.
     pub(super) goodput: f64,
     /// Answered with vectors.
@@ -79,15 +82,16 @@ pub(super) async fn run(subject: &Subject, plan: &Plan<'_>) -> std::io::Result<O
     // Twice the load takes twice the time; what is not answered long after that never will be.
     let patience = tokio::time::sleep(3 * plan.time + Duration::from_secs(10));
     tokio::pin!(patience);
-    let mut sent = 0;
-    while sent < n || !in_flight.is_empty() {
+    let (mut due, mut held_back) = (0, 0);
+    while due < n || !in_flight.is_empty() {
         tokio::select! {
-            Some(scheduled) = arrivals.recv(), if sent < n => {
+            Some(scheduled) = arrivals.recv(), if due < n => {
                 lags.push(scheduled.elapsed());
-                if let Some(payload) = plan.payloads.get(sent % plan.payloads.len().max(1)) {
-                    in_flight.push(pool.embed(payload, scheduled));
+                match plan.payloads.get(due % plan.payloads.len().max(1)) {
+                    Some(payload) if in_flight.len() < MAX_CONNECTIONS => in_flight.push(pool.embed(payload, scheduled)),
+                    _ => held_back += 1,
                 }
-                sent += 1;
+                due += 1;
             }
             Some(outcome) = in_flight.next(), if !in_flight.is_empty() => outcomes.push(outcome),
             () = &mut patience => break,
@@ -98,7 +102,8 @@ pub(super) async fn run(subject: &Subject, plan: &Plan<'_>) -> std::io::Result<O
     drop(in_flight);
     drop(pool);
     let after = subject.meter.read(&subject.target).await;
-    let mut open = Open { offered: plan.per_second, sent, unanswered, usage: after.since(&before), ..Open::default() };
+    let sent = due - held_back;
+    let mut open = Open { offered: plan.per_second, sent, held_back, unanswered, usage: after.since(&before), ..Open::default() };
     open.client_lag = Percentiles::of(&lags).map_or(0.0, |lag| lag.p99);
     let (mut good, mut refused, mut in_time) = (Vec::new(), Vec::new(), 0_usize);
     for Outcome { answer, took, at } in outcomes {
@@ -143,17 +148,14 @@ struct Outcome {
 struct Pool<'s> {
     subject: &'s Subject,
     idle: RefCell<Vec<Connection<'s>>>,
-    places: Semaphore,
 }
 
 impl<'s> Pool<'s> {
     const fn new(subject: &'s Subject) -> Self {
-        Self { subject, idle: RefCell::new(Vec::new()), places: Semaphore::const_new(MAX_CONNECTIONS) }
+        Self { subject, idle: RefCell::new(Vec::new()) }
     }
 
     async fn embed(&self, payload: &Payload, scheduled: Instant) -> Outcome {
-        // Never closed, so never refused.
-        let _place = self.places.acquire().await;
         let idle = self.idle.borrow_mut().pop();
         let mut connection = idle.unwrap_or_else(|| Connection::new(&self.subject.target));
         let answer = connection.exchange(EMBEDDINGS, Some(payload.body.clone())).await;

@@ -156,6 +156,7 @@ impl Report {
                 "offered_per_second": rounded(open.offered),
                 "goodput_per_second": rounded(open.goodput),
                 "sent": open.sent,
+                "held_back": open.held_back,
                 "latency": open.good.as_ref().map(latency),
                 "refused_429": open.refused_429,
                 "refused_503": open.refused_503,

@@ -112,7 +112,8 @@ fn waiting(report: &Report, lines: &mut Vec<String>) {
 fn by_the_clock(report: &Report, lines: &mut Vec<String>) {
     lines.push(
         "Requests by the clock: Poisson arrivals at a share of what waiting clients reach; latency from the moment a \
-         request was due. Above 1 x it grows until the server refuses what would wait too long"
+         request was due. Above 1 x it grows until the server refuses what would wait too long (--queue-timeout), or \
+         until all connections wait and further requests are held back. The client takes its own part of the processors"
             .to_owned(),
     );
     let mut table = Columns::new(&[
@@ -120,6 +121,7 @@ fn by_the_clock(report: &Report, lines: &mut Vec<String>) {
         "load",
         "offered/s",
         "sent",
+        "held back",
         "goodput/s",
         "p50 ms",
         "p95 ms",
@@ -134,6 +136,7 @@ fn by_the_clock(report: &Report, lines: &mut Vec<String>) {
     for (length, factor, open) in &report.figures.by_the_clock {
         let mut row =
             vec![length.to_string(), format!("{factor} x"), number(Some(open.offered), 1), open.sent.to_string()];
+        row.push(open.held_back.to_string());
         row.push(number(Some(open.goodput), 1));
         row.extend(percentiles(open.good.as_ref()));
         row.extend([open.refused_429.to_string(), open.refused_503.to_string()]);
