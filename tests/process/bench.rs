@@ -47,8 +47,8 @@ fn check(report: &Value) {
         ordered(&row["latency"]);
         let outcomes = ["/latency/n", "/refused_429", "/refused_503", "/failed", "/unanswered"];
         let accounted: f64 = outcomes.iter().map(|pointer| number(&row, pointer)).sum();
-        // Few enough requests that each finds a connection.
-        assert!(number(&row, "/held_back").abs() < 0.5, "{row:#}");
+        // Below what it carries, every request finds a connection.
+        assert!(number(&row, "/held_back") < 0.5 || number(&row, "/load") >= 1.0, "{row:#}");
         assert_eq!((accounted, number(&row, "/failed")), (number(&row, "/sent"), 0.0), "{row:#}");
         assert!(number(&row, "/goodput_per_second") < 3.0 * number(&row, "/offered_per_second"), "{row:#}");
     }
