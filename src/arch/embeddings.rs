@@ -1,5 +1,7 @@
-//! Loading of the embedding tables: word, position and token-type.
+//! Loading of the embedding tables: word, position and token-type; and of the product behind them, where they are narrower
+//! than the hidden states.
 
+use crate::arch::attention::{StoredLinear, load_matrix};
 use crate::arch::norm;
 use crate::arch::packed::PackedBatch;
 use crate::arch::position;
@@ -18,7 +20,7 @@ impl Embeddings {
     /// # Errors
     /// A missing or misshapen tensor.
     pub fn load(spec: &EncoderSpec, weights: &Weights) -> Result<Self, WeightsError> {
-        let width = spec.hidden_size;
+        let width = spec.embedding_size;
         let word = weights.take("embeddings.word.weight", &[spec.vocab_size, width])?;
         let rows = |rows: usize| weights.take("embeddings.position.weight", &[rows, width]);
         let position = spec.position_table.map(|table| rows(table.rows)).transpose()?;
@@ -35,9 +37,20 @@ impl Embeddings {
                 Some(table)
             }
         };
-        let norm = spec.embedding_norm.then(|| norm::load(spec, weights, "embeddings.norm")).transpose()?;
+        let norm =
+            spec.embedding_norm.then(|| norm::load_of_width(spec, weights, "embeddings.norm", width)).transpose()?;
         let first_position = spec.position_table.map_or(FirstPosition::Zero, |table| table.first);
         Ok(Self { op: Embed { width, word, position, token_type, norm }, first_position })
+    }
+
+    /// The product from the tables' width to the hidden size, where the family has one: `[hidden, embedding]`.
+    ///
+    /// # Errors
+    /// A missing or misshapen tensor.
+    pub fn projection(spec: &EncoderSpec, weights: &Weights) -> Result<Option<StoredLinear>, WeightsError> {
+        let shape = (spec.hidden_size, spec.embedding_size);
+        let load = || load_matrix(weights, "embeddings.projection", shape, true);
+        spec.projects_embeddings().then(load).transpose()
     }
 
     /// Which row of the position table a sequence's first token takes.

@@ -13,7 +13,8 @@ use crate::arch::packed::PackedBatch;
 use crate::arch::spec::{EncoderSpec, LayerSpec, NormPlace};
 use crate::arch::{ArchError, Encoder, EncoderError, attention, feed_forward, norm, position};
 use crate::kernel::{
-    Arena, Batch, Compute, FeedForward, Isa, Memory, Norm, Norms, Packing, SelfAttention, Widths, Worker, forward,
+    Activation, Arena, Batch, Compute, FeedForward, Isa, Linear, Memory, Norm, Norms, Packing, Precision,
+    SelfAttention, Widths, Worker, forward,
 };
 use crate::weights::{Weights, WeightsError};
 
@@ -24,7 +25,11 @@ pub struct PackedEncoder {
     widths: Widths,
     norm_place: NormPlace,
     embeddings: Embeddings,
+    /// From the tables' width to the hidden size, in f32 whatever the others are: it is small, and all layers build on it.
+    projection: Option<Linear>,
     layers: Vec<Layer>,
+    /// Which of them follow each other.
+    order: Vec<usize>,
     /// After the last layer, where norms stand before the blocks.
     last_norm: Option<Norm>,
     position_bytes: usize,
@@ -59,10 +64,15 @@ impl PackedEncoder {
         let mut position_bytes = bias.as_ref().map_or(0, |bias| bias.size_bytes());
         position_bytes += rotations.iter().flatten().map(|rotary| rotary.size_bytes()).max().unwrap_or(0);
         let packing = Packing { compute, arena: &Arena::default() };
-        let layers: Result<Vec<Layer>, WeightsError> = (spec.layers.par_iter().zip(rotations).enumerate())
-            .map(|(layer, (options, rotary))| {
-                let places = Places { bias: bias.clone(), rotary };
-                Layer::load(spec, weights, (layer, *options), places, packing)
+        let exact = Packing { compute: Compute { precision: Precision::F32, ..compute }, ..packing };
+        let projection = Embeddings::projection(spec, weights)?.map(|stored| stored.pack(exact, Activation::None));
+        let order: Vec<usize> = (0..spec.n_layers()).map(|layer| spec.stored_layer(layer)).collect();
+        // Layers that share their weights have the same options.
+        let first: Vec<usize> = (0..order.len()).filter(|i| *i == 0 || order[*i] != order[i - 1]).collect();
+        let layers: Result<Vec<Layer>, WeightsError> = (first.par_iter())
+            .map(|first| {
+                let places = Places { bias: bias.clone(), rotary: rotations[*first].clone() };
+                Layer::load(spec, weights, (order[*first], spec.layers[*first]), places, packing)
             })
             .collect();
         let last_norm = match spec.norm_place {
@@ -79,7 +89,9 @@ impl PackedEncoder {
             },
             norm_place: spec.norm_place,
             embeddings,
+            projection,
             layers: layers?,
+            order,
             last_norm,
             position_bytes,
             memory: Memory::default(),
@@ -90,20 +102,22 @@ impl PackedEncoder {
     /// Memory of tables and packed weights, in bytes.
     pub fn size_bytes(&self) -> u64 {
         let layers = self.layers.iter().map(Layer::size_bytes);
-        (self.embeddings.op.size_bytes() + layers.sum::<usize>() + self.position_bytes) as u64
+        let projection = self.projection.as_ref().map_or(0, |linear| linear.weight.size_bytes());
+        (self.embeddings.op.size_bytes() + projection + layers.sum::<usize>() + self.position_bytes) as u64
     }
 }
 
 impl Encoder for PackedEncoder {
     fn forward(&mut self, batch: &PackedBatch) -> Result<Tensor, EncoderError> {
-        let Self { isa, widths, norm_place, embeddings, layers, last_norm, position_bytes: _, memory, pool } = self;
+        let Self { isa, widths, norm_place, embeddings, projection, layers, order, .. } = self;
+        let Self { last_norm, memory, pool, .. } = self;
         let positions = embeddings.positions(batch);
         embeddings.op.check(batch.ids(), &positions)?;
         layers.iter().try_for_each(|layer| layer.attention.attention.check(batch.offsets()))?;
         let batch = Batch { ids: batch.ids(), positions: &positions, offsets: batch.offsets() };
         let hidden = forward((*isa, pool), *widths, memory, batch, |worker| {
-            worker.embed(&embeddings.op.tables());
-            for layer in &*layers {
+            worker.embed(&embeddings.op.tables(), projection.as_ref());
+            for layer in order.iter().map(|stored| &layers[*stored]) {
                 match norm_place {
                     NormPlace::After => layer.normalised_after(worker),
                     NormPlace::Before { .. } => layer.normalised_before(worker),

@@ -17,7 +17,8 @@ pub fn load(
 ) -> Result<FeedForward, WeightsError> {
     let (up, down) = stored(spec, weights, layer)?;
     // Models of this kind build up their few huge values in the last layers but one (Bondarenko et al. 2021).
-    let up_packing = if layer + 2 == spec.n_layers() { packing.where_delicate() } else { packing };
+    let delicate = spec.n_layers().checked_sub(2).map(|layer| spec.stored_layer(layer));
+    let up_packing = if delicate == Some(layer) { packing.where_delicate() } else { packing };
     let FeedForwardSpec { activation, gated, .. } = spec.feed_forward;
     let (up, gate) = if gated {
         (up.pack(up_packing, Activation::None), Some(activation))

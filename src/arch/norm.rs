@@ -4,12 +4,20 @@ use crate::arch::spec::{EncoderSpec, NormKind};
 use crate::kernel::Norm;
 use crate::weights::{Weights, WeightsError};
 
-/// The normalisation stored under a role: `role.weight`, and `role.bias` where the kind has one.
+/// The normalisation of hidden states that is stored under a role: `role.weight`, and `role.bias` where the kind has one.
 ///
 /// # Errors
 /// A missing or misshapen tensor.
 pub fn load(spec: &EncoderSpec, weights: &Weights, role: &str) -> Result<Norm, WeightsError> {
-    let (width, epsilon) = (spec.hidden_size, spec.norm.epsilon);
+    load_of_width(spec, weights, role, spec.hidden_size)
+}
+
+/// As [`load`], of rows of another width.
+///
+/// # Errors
+/// A missing or misshapen tensor.
+pub fn load_of_width(spec: &EncoderSpec, weights: &Weights, role: &str, width: usize) -> Result<Norm, WeightsError> {
+    let epsilon = spec.norm.epsilon;
     let gamma = weights.take(&format!("{role}.weight"), &[width])?;
     Ok(match spec.norm.kind {
         NormKind::Layer => {

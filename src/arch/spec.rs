@@ -6,6 +6,8 @@ use crate::kernel::Activation;
 #[derive(Debug, Clone, PartialEq)]
 pub struct EncoderSpec {
     pub hidden_size: usize,
+    /// Width of the embedding tables; where it is not the hidden size, a product leads from the one to the other.
+    pub embedding_size: usize,
     pub n_heads: usize,
     /// Width of one head; heads times this need not be the hidden size (T5).
     pub head_size: usize,
@@ -31,6 +33,8 @@ pub struct EncoderSpec {
     pub feed_forward: FeedForwardSpec,
     /// One entry per layer, in order.
     pub layers: Vec<LayerSpec>,
+    /// In how many groups of neighbours layers share their weights (ALBERT); `None` = each has its own.
+    pub layer_groups: Option<usize>,
 }
 
 /// A learned table with one row per position.
@@ -123,6 +127,21 @@ impl EncoderSpec {
         self.layers.len()
     }
 
+    /// Layers with weights of their own.
+    pub fn n_stored_layers(&self) -> usize {
+        self.layer_groups.unwrap_or(self.n_layers())
+    }
+
+    /// Under which number a layer's weights are stored.
+    pub fn stored_layer(&self, layer: usize) -> usize {
+        self.layer_groups.map_or(layer, |groups| layer * groups / self.n_layers())
+    }
+
+    /// Whether a product leads from the embedding tables to the layers.
+    pub const fn projects_embeddings(&self) -> bool {
+        self.embedding_size != self.hidden_size
+    }
+
     /// Heads times head size: the width of queries, keys and values.
     pub const fn inner_size(&self) -> usize {
         self.n_heads * self.head_size
@@ -133,22 +152,24 @@ impl EncoderSpec {
     pub fn n_parameters(&self) -> u64 {
         let positions = self.position_table.map_or(0, |table| table.rows as u64);
         let rows = self.vocab_size as u64 + positions + (self.token_types + self.task_types) as u64;
-        rows.saturating_mul(self.hidden_size as u64).saturating_add(self.n_linear_parameters())
+        let projection = if self.projects_embeddings() { self.hidden_size as u64 } else { 0 };
+        let tables = (rows + projection).saturating_mul(self.embedding_size as u64);
+        tables.saturating_add(self.n_linear_parameters())
     }
 
-    /// Parameters of the matrix products of all layers: those that a number format below f32 makes smaller.
+    /// Parameters of the matrix products of all layers that have their own: those that a number format below f32 makes smaller.
     pub fn n_linear_parameters(&self) -> u64 {
         let (h, inner) = (self.hidden_size as u64, self.inner_size() as u64);
         let down = h.saturating_mul(self.intermediate_size as u64);
         let layer = (4 * h).saturating_mul(inner).saturating_add(self.n_up_parameters()).saturating_add(down);
-        layer.saturating_mul(self.n_layers() as u64)
+        layer.saturating_mul(self.n_stored_layers() as u64)
     }
 
     /// As many of them as are delicate: see [`Precision::where_delicate`](crate::kernel::Precision::where_delicate).
     pub fn n_delicate_parameters(&self) -> u64 {
         let layer = (2 * self.hidden_size as u64).saturating_mul(self.inner_size() as u64);
         let up = if self.n_layers() > 1 { self.n_up_parameters() } else { 0 };
-        layer.saturating_mul(self.n_layers() as u64).saturating_add(up)
+        layer.saturating_mul(self.n_stored_layers() as u64).saturating_add(up)
     }
 
     /// Parameters of one feed-forward network's first product.

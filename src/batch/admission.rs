@@ -99,7 +99,8 @@ impl State {
         if self.backlog.rows() + n_rows > limits.rows || self.backlog.tokens() + n_tokens > limits.tokens {
             return Err(SubmitError::Full { retry_after: self.expected_wait() });
         }
-        self.too_late(client, demand, limits.timeout).map_or(Ok(()), |retry_after| Err(SubmitError::Late { retry_after }))
+        self.too_late(client, demand, limits.timeout)
+            .map_or(Ok(()), |retry_after| Err(SubmitError::Late { retry_after }))
     }
 
     /// How long a request would wait that would not be done in time. Never one that has nothing before it: what a device

@@ -11,6 +11,7 @@ use std::path::Path;
 
 use crate::small_file;
 use serde_json::Value;
+use tokenizers::normalizers::{self, Lowercase, NFKD, Replace, StripAccents};
 use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
@@ -42,11 +43,13 @@ pub enum Class {
     /// XLM-R's and CamemBERT's.
     SentencePiece,
     T5,
+    /// SentencePiece behind a normaliser of its own.
+    Albert,
     /// Leaves the tokenizer as it is.
     Other,
 }
 
-/// BERT's choices, and MPNet's.
+/// BERT's choices, MPNet's, and ALBERT's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NormalizerSettings {
     pub lower_case: bool,
@@ -63,6 +66,7 @@ impl Class {
             "RobertaTokenizer" => Self::Roberta,
             "XLMRobertaTokenizer" | "CamembertTokenizer" => Self::SentencePiece,
             "T5Tokenizer" => Self::T5,
+            "AlbertTokenizer" => Self::Albert,
             _ => Self::Other,
         }
     }
@@ -75,6 +79,7 @@ impl Class {
             "roberta" => Self::Roberta,
             "xlm-roberta" | "camembert" | "gte" => Self::SentencePiece,
             "t5" => Self::T5,
+            "albert" => Self::Albert,
             _ => Self::Other,
         }
     }
@@ -106,6 +111,15 @@ impl Class {
                 ("unk_token", "<unk>"),
                 ("pad_token", "<pad>"),
                 ("mask_token", "<mask>"),
+            ],
+            Self::Albert => &[
+                ("bos_token", "[CLS]"),
+                ("eos_token", "[SEP]"),
+                ("sep_token", "[SEP]"),
+                ("cls_token", "[CLS]"),
+                ("unk_token", "<unk>"),
+                ("pad_token", "<pad>"),
+                ("mask_token", "[MASK]"),
             ],
             // Their files name them.
             Self::SentencePiece | Self::T5 | Self::Other => &[],
@@ -143,10 +157,11 @@ impl Settings {
             class,
             normalizer: NormalizerSettings {
                 lower_case: switch("do_lower_case").unwrap_or(true),
-                strip_accents: switch("strip_accents"),
+                strip_accents: switch("strip_accents").or_else(|| switch("keep_accents").map(|keep| !keep)),
                 chinese_characters: switch("tokenize_chinese_chars").unwrap_or(true),
             },
-            prefix_space: switch("add_prefix_space").unwrap_or(class == Class::SentencePiece) || class == Class::T5,
+            prefix_space: switch("add_prefix_space").unwrap_or(matches!(class, Class::SentencePiece | Class::Albert))
+                || class == Class::T5,
             named: BTreeMap::new(),
             extra: Vec::new(),
             listed: BTreeMap::new(),
@@ -225,7 +240,7 @@ impl Settings {
             let changed = splitter.add_prefix_space(self.prefix_space);
             tokenizer.with_pre_tokenizer(Some(changed));
         }
-        if matches!(self.class, Class::SentencePiece | Class::T5)
+        if matches!(self.class, Class::SentencePiece | Class::T5 | Class::Albert)
             && (was_unigram || matches!(tokenizer.get_model(), ModelWrapper::Unigram(_)))
         {
             self.split_at_white_space(tokenizer).map_err(in_words)?;
@@ -233,7 +248,7 @@ impl Settings {
         self.add_tokens(tokenizer, vocab_rows)
     }
 
-    /// Of the file's own normaliser only the table of characters is left, and a text is split at white space before pieces
+    /// Of the file's own normaliser only the table of characters is left, behind what the class does itself, and a text is split at white space before pieces
     /// are marked: files that were converted otherwise have a piece for white space at the end of a text.
     fn split_at_white_space(&self, tokenizer: &mut Tokenizer) -> tokenizers::Result<()> {
         let is_table = |normalizer: &NormalizerWrapper| matches!(normalizer, NormalizerWrapper::Precompiled(_));
@@ -242,11 +257,28 @@ impl Settings {
             Some(only) if is_table(only) => Some(only.clone()),
             _ => None,
         };
-        tokenizer.with_normalizer(table)?;
+        if self.class == Class::Albert {
+            let parts = self.albert_normalizers()?.into_iter().chain(table).collect();
+            tokenizer.with_normalizer(Some(normalizers::Sequence::new(parts)))?;
+        } else {
+            tokenizer.with_normalizer(table)?;
+        }
         let scheme = if self.prefix_space { PrependScheme::Always } else { PrependScheme::Never };
         let marked = Metaspace::new('▁', scheme, true);
         tokenizer.with_pre_tokenizer(Some(Sequence::new(vec![WhitespaceSplit.into(), marked.into()])));
         Ok(())
+    }
+
+    /// What ALBERT's class does to a text before the table of characters: plain quotes, no accents, small letters.
+    fn albert_normalizers(&self) -> tokenizers::Result<Vec<NormalizerWrapper>> {
+        let mut parts = vec![Replace::new("``", "\"")?.into(), Replace::new("''", "\"")?.into()];
+        if self.normalizer.strip_accents != Some(false) {
+            parts.extend([NFKD.into(), StripAccents.into()]);
+        }
+        if self.normalizer.lower_case {
+            parts.push(Lowercase.into());
+        }
+        Ok(parts)
     }
 
     /// Special tokens that the tokenizer's own file does not know, and flags that it has otherwise. A token beyond the

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from transformers import BertConfig, BertModel, ElectraConfig, ElectraModel, ErnieConfig, ErnieModel
+from transformers import (
+    AlbertConfig,
+    AlbertModel,
+    BertConfig,
+    BertModel,
+    ElectraConfig,
+    ElectraModel,
+    ErnieConfig,
+    ErnieModel,
+)
 
 import mistakes
+import sentencepiece_unigram
 import texts
 import vocabulary
 from family import Family, Mistake, drawn, random_tensors
 from modules import Dense
+
+
+_ALBERT_FIRST = ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")
 
 
 @dataclass(frozen=True)
@@ -84,10 +98,12 @@ class Bert(Family):
 
 @dataclass(frozen=True)
 class Electra(Bert):
-    """The discriminator, as it is stored with its head."""
+    """The discriminator, as it is stored with its head. Small ones have narrower embeddings."""
+
+    embedding: int = 32
 
     def model(self, vocab_size: int) -> torch.nn.Module:
-        return ElectraModel(ElectraConfig(embedding_size=self.hidden, **self.sizes(vocab_size)))
+        return ElectraModel(ElectraConfig(embedding_size=self.embedding, **self.sizes(vocab_size)))
 
     def stored(self, model: torch.nn.Module) -> dict[str, torch.Tensor]:
         own = {"electra." + name: tensor.contiguous() for name, tensor in model.state_dict().items()}
@@ -104,6 +120,71 @@ class Ernie(Bert):
 
     def stored(self, model: torch.nn.Module) -> dict[str, torch.Tensor]:
         return {"ernie." + name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+
+
+@dataclass(frozen=True)
+class Albert(Bert):
+    """Narrow embeddings, and groups of layers that share their weights."""
+
+    groups: int = 1
+
+    def tokenizer(self) -> Tokenizer:
+        """SentencePiece behind a normaliser of its own."""
+        pieces = sentencepiece_unigram.entries(_ALBERT_FIRST, ())
+        plain = sentencepiece_unigram.tokenizer(pieces, "<unk>", ("[CLS]", "[SEP]"), _ALBERT_FIRST)
+        described = json.loads(plain.to_str())
+        described["normalizer"] = {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "Replace", "pattern": {"String": "``"}, "content": '"'},
+                {"type": "Replace", "pattern": {"String": "''"}, "content": '"'},
+                {"type": "NFKD"},
+                {"type": "StripAccents"},
+                *([{"type": "Lowercase"}] if self.lowercase else []),
+                described["normalizer"],
+            ],
+        }
+        return Tokenizer.from_str(json.dumps(described))
+
+    def tokenizer_config(self) -> dict[str, object]:
+        return {
+            "bos_token": "[CLS]",
+            "cls_token": "[CLS]",
+            "do_lower_case": self.lowercase,
+            "eos_token": "[SEP]",
+            "keep_accents": False,
+            "mask_token": "[MASK]",
+            "model_max_length": self.tokenizer_limit(),
+            "pad_token": "<pad>",
+            "sep_token": "[SEP]",
+            "tokenizer_class": "AlbertTokenizer",
+            "unk_token": "<unk>",
+        }
+
+    def model(self, vocab_size: int) -> torch.nn.Module:
+        sharing = {"embedding_size": 24, "num_hidden_groups": self.groups}
+        return AlbertModel(AlbertConfig(**sharing, **self.sizes(vocab_size)))
+
+    def draw(self, name: str, values: np.ndarray) -> np.ndarray:
+        if name.endswith("ffn.bias"):
+            return -1.6 + 0.3 * values
+        if name.endswith("ffn.weight"):
+            return drawn(values, name, 1.0)
+        return drawn(values, name, 3.0 if name.endswith("ffn_output.weight") else 1.7)
+
+    def stored(self, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+        """With the training head, as most files have it."""
+        own = {"albert." + name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+        return own | random_tensors({"predictions.dense.weight": (24, self.hidden), "predictions.bias": (24,)})
+
+    def mistakes(self) -> dict[str, Mistake]:
+        groups = lambda model: mistakes.encoder(model).encoder.albert_layer_groups  # noqa: E731
+        other = mistakes.other_gelu(self.activation)
+        return {
+            "the other GELU": lambda model: mistakes.attribute(
+                [layer for group in groups(model) for layer in group.albert_layers], "activation", other
+            )
+        }
 
 
 def draw(name: str, values: np.ndarray) -> np.ndarray:
@@ -157,6 +238,9 @@ FAMILIES = [
     ),
     Bert("bert-dense", 1014, dense=(Dense(24),)),
     Electra("electra-mean", 1016),
+    Electra("electra-small", 1018, embedding=16),
+    Albert("albert-mean", 1019, activation="gelu_new", layers=4),
+    Albert("albert-groups", 1020, layout="classic", layers=4, groups=2, normalize=False, lowercase=False),
     Ernie("ernie-mean", 1017, layout="classic"),
     Bert("bert-dense-classic", 1015, layout="classic", pooling="cls", dense=(Dense(40),), positions=128),
 ]

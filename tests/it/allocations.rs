@@ -92,7 +92,7 @@ fn allocations(n_layers: usize, precision: Precision, lengths: &[usize]) -> usiz
     let mut memory = Memory::default();
     let mut pass = || {
         forward((Isa::detect(), &pool), widths, &mut memory, batch, |worker| {
-            worker.embed(&embed.tables());
+            worker.embed(&embed.tables(), None);
             for layer in &layers {
                 let norms = Norms { before: None, after: Some(&layer.norm) };
                 worker.attend(&layer.attention, norms);

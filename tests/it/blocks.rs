@@ -48,7 +48,7 @@ fn run(
     let mut memory = Memory::default();
     let mut pass = || {
         forward((isa, &pool), widths, &mut memory, batch, |worker| {
-            worker.embed(&embed.tables());
+            worker.embed(&embed.tables(), None);
             block(worker);
         })
     };

@@ -74,7 +74,7 @@ async fn candle_agrees_on_every_family_that_it_has() {
                 assert!(
                     matches!(
                         family.as_str(),
-                        "mpnet" | "distilbert" | "electra" | "ernie" | "nomic_bert" | "gte" | "new"
+                        "mpnet" | "distilbert" | "albert" | "electra" | "ernie" | "nomic_bert" | "gte" | "new"
                     ),
                     "{name}: {reason}"
                 );

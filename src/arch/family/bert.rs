@@ -99,6 +99,7 @@ impl BertConfig {
         };
         Ok(EncoderSpec {
             hidden_size: self.hidden_size,
+            embedding_size: self.hidden_size,
             n_heads: self.num_attention_heads,
             head_size,
             intermediate_size: self.intermediate_size,
@@ -120,6 +121,7 @@ impl BertConfig {
                 down_bias: true,
             },
             layers: vec![LayerSpec::default(); self.num_hidden_layers.min(MAX_LAYERS + 1)],
+            layer_groups: None,
         })
     }
 }

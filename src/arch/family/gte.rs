@@ -93,6 +93,7 @@ fn spec(value: &Value) -> Result<EncoderSpec, ArchError> {
     let layer = LayerSpec { window: None, rotary: Some(rotary) };
     Ok(EncoderSpec {
         hidden_size: config.hidden_size,
+        embedding_size: config.hidden_size,
         n_heads: config.num_attention_heads,
         head_size,
         intermediate_size: config.intermediate_size,
@@ -114,6 +115,7 @@ fn spec(value: &Value) -> Result<EncoderSpec, ArchError> {
             down_bias: true,
         },
         layers: vec![layer; config.num_hidden_layers.min(MAX_LAYERS + 1)],
+        layer_groups: None,
     })
 }
 

@@ -1,5 +1,6 @@
 //! One small file per family: `config.json` to [`EncoderSpec`], and its tensor names.
 
+pub mod albert;
 pub mod bert;
 pub mod distilbert;
 pub mod electra;
@@ -34,8 +35,9 @@ pub struct Family {
 }
 
 /// The families by `model_type`.
-const FAMILIES: [(&str, Family); 13] = [
+const FAMILIES: [(&str, Family); 14] = [
     ("bert", bert::FAMILY),
+    ("albert", albert::FAMILY),
     ("ernie", ernie::FAMILY),
     ("electra", electra::FAMILY),
     ("roberta", roberta::FAMILY),

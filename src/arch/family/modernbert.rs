@@ -96,6 +96,7 @@ fn spec(config: &Value) -> Result<EncoderSpec, ArchError> {
     let (head_size, scale) = heads(config.hidden_size, config.num_attention_heads);
     Ok(EncoderSpec {
         hidden_size: config.hidden_size,
+        embedding_size: config.hidden_size,
         n_heads: config.num_attention_heads,
         head_size,
         intermediate_size: config.intermediate_size,
@@ -117,6 +118,7 @@ fn spec(config: &Value) -> Result<EncoderSpec, ArchError> {
             down_bias: config.mlp_bias,
         },
         layers: layers(&config, local_is_global)?,
+        layer_groups: None,
     })
 }
 

@@ -139,6 +139,7 @@ fn spec(value: &Value) -> Result<EncoderSpec, ArchError> {
     let max_tokens = config.max_position_embeddings.max(config.n_positions).unwrap_or(2048);
     Ok(EncoderSpec {
         hidden_size: config.hidden_size,
+        embedding_size: config.hidden_size,
         n_heads: config.num_attention_heads,
         head_size,
         intermediate_size: config.intermediate_size.unwrap_or(4 * config.hidden_size),
@@ -160,6 +161,7 @@ fn spec(value: &Value) -> Result<EncoderSpec, ArchError> {
             down_bias: config.mlp_fc2_bias,
         },
         layers: vec![layer; config.num_hidden_layers.min(MAX_LAYERS + 1)],
+        layer_groups: None,
     })
 }
 

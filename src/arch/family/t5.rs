@@ -96,6 +96,7 @@ fn spec(config: &Value) -> Result<EncoderSpec, ArchError> {
     let (gated, activation) = feed_forward(&config.feed_forward_proj)?;
     Ok(EncoderSpec {
         hidden_size: config.d_model,
+        embedding_size: config.d_model,
         n_heads: config.num_heads,
         head_size: config.d_kv,
         intermediate_size: config.d_ff,
@@ -115,6 +116,7 @@ fn spec(config: &Value) -> Result<EncoderSpec, ArchError> {
         attention: AttentionSpec { input_bias: false, output_bias: false, scale: 1.0 },
         feed_forward: FeedForwardSpec { activation, gated, up_bias: false, down_bias: false },
         layers: vec![LayerSpec::default(); config.num_layers.min(MAX_LAYERS + 1)],
+        layer_groups: None,
     })
 }
 

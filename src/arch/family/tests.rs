@@ -17,7 +17,7 @@ fn plain(model_type: &str) -> Value {
         "distilbert" => json!({"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "vocab_size": 100,
                                "max_position_embeddings": 64}),
         "t5" => json!({"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 4, "vocab_size": 100}),
-        "electra" => with(bert(), &json!({"embedding_size": 32})),
+        "electra" | "albert" => with(bert(), &json!({"embedding_size": 16})),
         "jina" => {
             return with(bert(), &json!({"position_embedding_type": "alibi", "feed_forward_type": "geglu"}));
         }
@@ -59,7 +59,11 @@ fn every_unimplemented_option_is_refused_by_name_and_value() {
         ("camembert", json!({"is_decoder": true}), "is_decoder = true"),
         ("mpnet", json!({"relative_attention_num_buckets": 64}), "relative_attention_num_buckets = 64"),
         ("distilbert", json!({"activation": "gelu_fast"}), "json: activation = gelu_fast"),
-        ("electra", json!({"embedding_size": 16}), "embedding_size = 16"),
+        ("electra", json!({"is_decoder": true}), "is_decoder = true"),
+        ("albert", json!({"inner_group_num": 2}), "inner_group_num = 2"),
+        ("albert", json!({"num_hidden_groups": 3}), "num_hidden_groups = 3"),
+        ("albert", json!({"num_hidden_groups": 0}), "num_hidden_groups = 0"),
+        ("albert", json!({"hidden_act": "mish"}), "hidden_act = mish"),
         ("ernie", json!({"hidden_act": "mish"}), "hidden_act = mish"),
         ("t5", json!({"feed_forward_proj": "gated-mish"}), "feed_forward_proj = mish"),
         ("t5", json!({"feed_forward_proj": "twice-gelu"}), "feed_forward_proj = twice-gelu"),

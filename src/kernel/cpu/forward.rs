@@ -236,7 +236,7 @@ mod tests {
         let batch = Batch { ids: &ids, positions: &ids, offsets: &offsets };
         let run = |memory: &mut Memory| {
             forward((Isa::detect(), &pool), widths, memory, batch, |worker| {
-                worker.embed(&tables);
+                worker.embed(&tables, None);
                 worker.normalise(&norm);
             })
         };

@@ -124,14 +124,21 @@ impl<'a> Worker<'a> {
         self.team.share(self.n_rows(), ROW_UNIT)
     }
 
-    /// Hidden states from token ids.
-    pub fn embed(&mut self, tables: &Tables<'_>) {
+    /// Hidden states from token ids; through a product where the tables are narrower. No table is wider than the room for
+    /// queries, keys and values.
+    pub fn embed(&mut self, tables: &Tables<'_>, projection: Option<&crate::kernel::Linear>) {
+        let rows = if projection.is_some() { self.rows.qkv } else { self.rows.hidden };
         for row in self.own_rows() {
             // SAFETY: every member has its own rows.
-            let out = unsafe { self.rows.hidden.row_mut(row, tables.width) };
+            let out = unsafe { rows.row_mut(row, tables.width) };
             embed_row(self.isa, out, tables, (self.tokens.ids[row], self.tokens.positions[row]));
         }
         self.wait_unless_by_rows();
+        if let Some(projection) = projection {
+            // SAFETY: by columns everybody has waited for the rows, which nobody writes again before the next wait.
+            unsafe { self.multiply((rows, None), projection, (self.rows.hidden, false)) };
+            self.wait_unless_by_rows();
+        }
     }
 
     /// Every row normalised.

@@ -103,7 +103,8 @@ pub(super) async fn run(subject: &Subject, plan: &Plan<'_>) -> std::io::Result<O
     drop(pool);
     let after = subject.meter.read(&subject.target).await;
     let sent = due - held_back;
-    let mut open = Open { offered: plan.per_second, sent, held_back, unanswered, usage: after.since(&before), ..Open::default() };
+    let mut open =
+        Open { offered: plan.per_second, sent, held_back, unanswered, usage: after.since(&before), ..Open::default() };
     open.client_lag = Percentiles::of(&lags).map_or(0.0, |lag| lag.p99);
     let (mut good, mut refused, mut in_time) = (Vec::new(), Vec::new(), 0_usize);
     for Outcome { answer, took, at } in outcomes {
