@@ -10,10 +10,11 @@ use rayon::prelude::*;
 use crate::arch::attention::Places;
 use crate::arch::embeddings::Embeddings;
 use crate::arch::packed::PackedBatch;
-use crate::arch::spec::{EncoderSpec, LayerSpec, NormPlace};
+use crate::arch::spec::{EncoderSpec, NormPlace};
 use crate::arch::{ArchError, Encoder, EncoderError, attention, feed_forward, norm, position};
 use crate::kernel::{
-    Arena, Batch, Compute, FeedForward, Isa, Memory, Norm, Norms, Packing, SelfAttention, Widths, Worker, forward,
+    Arena, Batch, Compute, Cores, FeedForward, Isa, Memory, Norm, Norms, Packing, SelfAttention, Widths, Worker,
+    forward,
 };
 use crate::weights::{Weights, WeightsError};
 
@@ -61,8 +62,8 @@ impl PackedEncoder {
         let packing = Packing { compute, arena: &Arena::default() };
         let layers: Result<Vec<Layer>, WeightsError> = (spec.layers.par_iter().zip(rotations).enumerate())
             .map(|(layer, (options, rotary))| {
-                let places = Places { bias: bias.clone(), rotary };
-                Layer::load(spec, weights, (layer, *options), places, packing)
+                let places = Places { bias: bias.clone(), rotary, window: options.window };
+                Layer::load(spec, weights, layer, places, packing)
             })
             .collect();
         let last_norm = match spec.norm_place {
@@ -101,7 +102,8 @@ impl Encoder for PackedEncoder {
         embeddings.op.check(batch.ids(), &positions)?;
         layers.iter().try_for_each(|layer| layer.attention.attention.check(batch.offsets()))?;
         let batch = Batch { ids: batch.ids(), positions: &positions, offsets: batch.offsets() };
-        let hidden = forward((*isa, pool), *widths, memory, batch, |worker| {
+        let cores = Cores { isa: *isa, pool };
+        let hidden = forward(cores, *widths, memory, batch, |worker| {
             worker.embed(&embeddings.op.tables());
             for layer in &*layers {
                 match norm_place {
@@ -125,7 +127,7 @@ impl Layer {
     fn load(
         spec: &EncoderSpec,
         weights: &Weights,
-        (layer, options): (usize, LayerSpec),
+        layer: usize,
         places: Places,
         packing: Packing<'_>,
     ) -> Result<Self, WeightsError> {
@@ -134,7 +136,7 @@ impl Layer {
         let attention_norm = (!without_norm).then(|| norm::load(spec, weights, &role("attention"))).transpose()?;
         Ok(Self {
             attention_norm,
-            attention: attention::load(spec, weights, (layer, options), places, packing)?,
+            attention: attention::load(spec, weights, layer, places, packing)?,
             feed_forward_norm: norm::load(spec, weights, &role("feed_forward"))?,
             feed_forward: feed_forward::load(spec, weights, layer, packing)?,
         })

@@ -16,7 +16,7 @@ use embedserve::catalog::ModelSpec;
 use embedserve::kernel::cuda::launch::{DeviceAttention, HEAD_SIZES, Pass, Places, Weight};
 use embedserve::kernel::cuda::{Buffer, CudaError, Device, Format, count};
 use embedserve::kernel::reference::{self, AttentionOptions};
-use embedserve::kernel::{Activation, Compute, DistanceBias, Isa, Precision, Reduce, Rotary, Target};
+use embedserve::kernel::{Activation, Compute, DistanceBias, Isa, MatrixShape, Precision, Reduce, Rotary, Target};
 use embedserve::load::{self, Loaded, Seat, Shared};
 use embedserve::observe::progress::LoadProgress;
 use embedserve::threads::Threads;
@@ -143,7 +143,7 @@ async fn attention_matches_its_definition() {
                 let numbers = numbers(&device, &lengths, &[0; 9], format);
                 let value = |head: usize, distance: isize| (head as f32 + 0.5) * (distance as f32 * 0.37).sin();
                 let bias = DistanceBias::new(n_heads, 40, value);
-                let rotary = Rotary::new((10_000.0, 1.0), head_size, 200);
+                let rotary = Rotary::new(10_000.0, 1.0, head_size, 200);
                 let bias = has_bias.then(|| (device.upload(bias.parts().0).unwrap(), bias.parts().1));
                 let rotary = has_rotary.then(|| {
                     let (cosines, sines) = rotary.parts();
@@ -237,8 +237,8 @@ async fn products_match_their_definition() {
                 let pass = Pass { device: &device, format, tokens, places: numbers.places() };
                 let on_device = |values: &[f32]| format.upload(&device, values).unwrap();
                 let out = device.allocate(tokens * n * format.bytes()).unwrap();
-                let stored =
-                    Weight { shape: (n, k), values: on_device(&weight), bias: bias.map(|bias| on_device(bias)) };
+                let shape = MatrixShape { n, k };
+                let stored = Weight { shape, values: on_device(&weight), bias: bias.map(|bias| on_device(bias)) };
                 pass.multiply(&on_device(&x), &stored, &out).unwrap();
                 let expected = reference::linear(&x, &weight, bias.map(Vec::as_slice), k, Activation::None);
                 let error = worst(&widened(&device, &out, tokens * n, format), &expected);
@@ -268,7 +268,7 @@ async fn pooling_matches_its_definition() {
                 Some(*end)
             }))
             .collect();
-        let expected = embedserve::kernel::cpu::reduce::reduce(way, &values, width, (&offsets, &skips));
+        let expected = embedserve::kernel::cpu::reduce::reduce(way, &values, width, &offsets, &skips);
         for (found, expected) in found.chunks_exact(width + 1).zip(expected.chunks_exact(width)) {
             assert_eq!(found[0].to_bits(), 7.0_f32.to_bits());
             assert_eq!(&found[1..], expected, "{way:?}");

@@ -301,7 +301,7 @@ impl Encoder for CudaEncoder {
         let (rows, width) = (batch.n_rows(), self.spec.hidden_size);
         if batch.n_tokens() == 0 {
             // No kernel runs on nothing.
-            let pooled = ways.iter().map(|way| reduce(*way, &[], width, (batch.offsets(), skips)));
+            let pooled = ways.iter().map(|way| reduce(*way, &[], width, batch.offsets(), skips));
             return Ok(Submitted::Done(pooled.flatten().collect()));
         }
         let index = self.berth()?;

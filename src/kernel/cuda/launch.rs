@@ -1,7 +1,7 @@
 //! The kernels of `device/`, one function each: parameters in the order of the declaration, sizes checked.
 
 use super::{Argument, BLOCK, Buffer, CudaError, Device, Format, Grid};
-use crate::kernel::{Activation, Norm, Reduce};
+use crate::kernel::{Activation, MatrixShape, Norm, Reduce};
 
 /// All kernels by name.
 #[rustfmt::skip]
@@ -27,7 +27,7 @@ pub const MAX_HEAD: usize = 128;
 /// A linear layer, `[n, k]` row-major.
 #[derive(Debug)]
 pub struct Weight {
-    pub shape: (usize, usize),
+    pub shape: MatrixShape,
     pub values: Buffer,
     /// `[n]`, in the same format.
     pub bias: Option<Buffer>,
@@ -284,7 +284,7 @@ impl Pass<'_> {
     /// # Errors
     /// The device failed.
     pub fn multiply(&self, x: &Buffer, weight: &Weight, out: &Buffer) -> Result<(), CudaError> {
-        let (n, k) = weight.shape;
+        let MatrixShape { n, k } = weight.shape;
         holds(x, self.tokens * k, self.format);
         holds(out, self.tokens * n, self.format);
         holds(&weight.values, n * k, self.format);

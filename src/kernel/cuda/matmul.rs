@@ -16,6 +16,7 @@ use cudarc::driver::CudaStream;
 use super::cublas::{self, Functions};
 use super::launch::Weight;
 use super::{Buffer, CudaError, Format};
+use crate::kernel::MatrixShape;
 
 /// What algorithms may use besides their operands; NVIDIA's recommendation for Hopper.
 const WORKSPACE_BYTES: usize = 32 << 20;
@@ -33,7 +34,7 @@ struct Key {
     format: Format,
     /// The most tokens.
     tokens: usize,
-    shape: (usize, usize),
+    shape: MatrixShape,
     bias: bool,
 }
 
@@ -140,7 +141,7 @@ impl Plan {
         workspace_bytes: usize,
     ) -> Result<Self, CudaError> {
         use sys::cublasLtMatmulDescAttributes_t as Attribute;
-        let (n, k) = (key.shape.0 as u64, key.shape.1 as u64);
+        let (n, k) = (key.shape.n as u64, key.shape.k as u64);
         let data = match key.format {
             Format::F32 => sys::cudaDataType_t::CUDA_R_32F,
             Format::F16 => sys::cudaDataType_t::CUDA_R_16F,

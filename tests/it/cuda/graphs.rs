@@ -3,7 +3,7 @@
 use embedserve::arch::packed::PackedBatch;
 use embedserve::kernel::cuda::launch::{Pass, Stream, Weight};
 use embedserve::kernel::cuda::{Buffer, Device, Format};
-use embedserve::kernel::{Activation, Precision};
+use embedserve::kernel::{Activation, MatrixShape, Precision};
 
 use super::overlap::{alone, batches, bits, encoder, submit};
 use super::{gpu, numbers};
@@ -21,7 +21,7 @@ async fn a_recording_does_with_other_inputs_what_its_launches_do() {
     let [weight, bias, first, second] = [n * k, n, tokens * k, tokens * k].map(|len| random.floats(len, 1.0));
     let numbers = numbers(&device, &[tokens], &[0], Format::F32);
     let upload = |values: &[f32]| Format::F32.upload(&device, values).unwrap();
-    let weight = Weight { shape: (n, k), values: upload(&weight), bias: Some(upload(&bias)) };
+    let weight = Weight { shape: MatrixShape { n, k }, values: upload(&weight), bias: Some(upload(&bias)) };
     let start = vec![0.5; tokens * n];
     let (mut x, mut sums, out, sum) = (upload(&first), upload(&start), upload(&start), upload(&start));
     let launches = |device: &Device, x: &Buffer, sums: &Buffer| {
