@@ -13,7 +13,7 @@ use ::half::{bf16, f16};
 use embedserve::arch;
 use embedserve::arch::packed::PackedBatch;
 use embedserve::catalog::ModelSpec;
-use embedserve::kernel::cuda::launch::{DeviceAttention, HEAD_SIZES, Pass, Places, Weight};
+use embedserve::kernel::cuda::launch::{Columns, DeviceAttention, HEAD_SIZES, Pass, Places, Weight};
 use embedserve::kernel::cuda::{Buffer, CudaError, Device, Format, count};
 use embedserve::kernel::reference::{self, AttentionOptions};
 use embedserve::kernel::{Activation, Compute, DistanceBias, Isa, MatrixShape, Precision, Reduce, Rotary, Target};
@@ -215,7 +215,7 @@ async fn activations_and_gates_match_their_definitions() {
 
             let (both, out) =
                 (format.upload(&device, &values).unwrap(), device.allocate(tokens * width * format.bytes()).unwrap());
-            pass.gate((&both, width), activation, &out).unwrap();
+            pass.gate(&both, width, activation, &out).unwrap();
             let rows = values.chunks_exact(2 * width);
             let expected: Vec<f64> =
                 rows.flat_map(|row| (0..width).map(|i| act(row[i]) * f64::from(row[width + i]))).collect();
@@ -260,7 +260,8 @@ async fn pooling_matches_its_definition() {
     for way in [Reduce::First, Reduce::Last, Reduce::Max, Reduce::Mean, Reduce::MeanSqrtLen, Reduce::WeightedMean] {
         // Beside a column that is not its own.
         let out = device.upload(&vec![7.0_f32; lengths.len() * (width + 1)]).unwrap();
-        pass.pool((&hidden, width), lengths.len(), way, (&out, 1, width + 1)).unwrap();
+        let columns = Columns { buffer: &out, first: 1, width, stride: width + 1 };
+        pass.pool(&hidden, lengths.len(), way, columns).unwrap();
         let found = device.read(&out, lengths.len() * (width + 1)).unwrap();
         let offsets: Vec<usize> = std::iter::once(0)
             .chain(lengths.iter().scan(0, |end, length| {

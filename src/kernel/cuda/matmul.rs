@@ -38,6 +38,14 @@ struct Key {
     bias: bool,
 }
 
+/// `out = x·weightᵀ + bias`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Operands<'a> {
+    pub(super) x: &'a Buffer,
+    pub(super) weight: &'a Weight,
+    pub(super) out: &'a Buffer,
+}
+
 /// cuBLASLt counts columns first: what are rows here are columns there, so `out = x·weightᵀ` is `outᵀ = weight·xᵀ`.
 struct Plan {
     library: &'static Functions,
@@ -81,15 +89,15 @@ impl Matmul {
     pub(super) fn run(
         &mut self,
         stream: &Arc<CudaStream>,
-        (format, tokens): (Format, usize),
-        weight: &Weight,
-        (x, out): (u64, u64),
+        format: Format,
+        tokens: usize,
+        Operands { x, weight, out }: Operands<'_>,
     ) -> Result<(), CudaError> {
         const MANY: usize = 16;
         let tokens_planned = tokens.next_power_of_two().max(MANY);
         let key = Key { format, tokens: tokens_planned, shape: weight.shape, bias: weight.bias.is_some() };
         if !self.plans.contains_key(&key) {
-            let plan = Plan::new((self.library, self.handle), key, self.workspace.len())?;
+            let plan = Plan::new(self.library, self.handle, key, self.workspace.len())?;
             self.plans.insert(key, plan);
         }
         let Some(plan) = self.plans.get(&key) else { return Err(CudaError::Other("a plan vanished".to_owned())) };
@@ -107,12 +115,12 @@ impl Matmul {
                 (&raw const one).cast(),
                 weight.values.pointer as *const c_void,
                 plan.weight,
-                x as *const c_void,
+                x.pointer as *const c_void,
                 plan.x,
                 (&raw const zero).cast(),
-                out as *const c_void,
+                out.pointer as *const c_void,
                 plan.out,
-                out as *mut c_void,
+                out.pointer as *mut c_void,
                 plan.out,
                 &raw const plan.algorithm,
                 self.workspace.pointer as *mut c_void,
@@ -136,7 +144,8 @@ impl Drop for Matmul {
 
 impl Plan {
     fn new(
-        (library, handle): (&'static Functions, sys::cublasLtHandle_t),
+        library: &'static Functions,
+        handle: sys::cublasLtHandle_t,
         key: Key,
         workspace_bytes: usize,
     ) -> Result<Self, CudaError> {

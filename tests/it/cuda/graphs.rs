@@ -1,7 +1,7 @@
 //! Launches that are recorded and played: each time they do what they would do if they were asked for one by one.
 
 use embedserve::arch::packed::PackedBatch;
-use embedserve::kernel::cuda::launch::{Pass, Stream, Weight};
+use embedserve::kernel::cuda::launch::{Pass, Residual, Stream, Weight};
 use embedserve::kernel::cuda::{Buffer, Device, Format};
 use embedserve::kernel::{Activation, MatrixShape, Precision};
 
@@ -28,7 +28,8 @@ async fn a_recording_does_with_other_inputs_what_its_launches_do() {
         let pass = Pass { device, format: Format::F32, tokens, places: numbers.places() };
         pass.multiply(x, &weight, &out)?;
         pass.activate(&out, n, Activation::Gelu)?;
-        pass.add_norm((sums, n), Some(&out), (None, Stream::Sum), &sum)
+        let residual = Residual { buffer: sums, width: n, becomes: Stream::Sum };
+        pass.add_norm(residual, Some(&out), None, &sum)
     };
     let seen = |sums: &Buffer| [&out, sums, &sum].map(|buffer| bits(&device.read(buffer, tokens * n).unwrap()));
     // As any recording needs it: the plan of the product.
