@@ -22,7 +22,7 @@ pub fn run() {
         let weight = random.floats(n * k, 1.0);
         let precisions = Compute::exact(isa).usable();
         let packed: Vec<PackedMatrix> =
-            precisions.iter().map(|precision| PackedMatrix::pack_as(*precision, (n, k), &weight, None)).collect();
+            precisions.iter().map(|precision| PackedMatrix::pack_as(*precision, n, k, &weight, None)).collect();
         let transposed = Tensor::from_vec(weight, (n, k), &Device::Cpu).and_then(|w| w.t()).expect("weight");
         for m in [1, 8, 16, 32, 128, 512] {
             let values = random.floats(m * k, 1.0);

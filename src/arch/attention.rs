@@ -3,8 +3,10 @@
 
 use std::sync::Arc;
 
-use crate::arch::spec::{EncoderSpec, LayerSpec};
-use crate::kernel::{Activation, Attention, DistanceBias, Linear, PackedMatrix, Packing, Rotary, SelfAttention};
+use crate::arch::spec::EncoderSpec;
+use crate::kernel::{
+    Activation, Attention, DistanceBias, Linear, MatrixShape, PackedMatrix, Packing, Rotary, SelfAttention,
+};
 use crate::weights::{Weights, WeightsError};
 
 /// What a layer's attention knows of positions; tables are shared between layers.
@@ -12,6 +14,8 @@ use crate::weights::{Weights, WeightsError};
 pub struct Places {
     pub bias: Option<Arc<DistanceBias>>,
     pub rotary: Option<Arc<Rotary>>,
+    /// A query sees the keys at most this far away.
+    pub window: Option<usize>,
 }
 
 /// One layer's self-attention.
@@ -21,7 +25,7 @@ pub struct Places {
 pub fn load(
     spec: &EncoderSpec,
     weights: &Weights,
-    (layer, options): (usize, LayerSpec),
+    layer: usize,
     places: Places,
     packing: Packing<'_>,
 ) -> Result<SelfAttention, WeightsError> {
@@ -40,7 +44,7 @@ pub fn load(
             scale: spec.attention.scale,
             bias: places.bias,
             rotary: places.rotary,
-            window: options.window,
+            window: places.window,
             precision: delicate.compute.precision,
         },
         output: output.pack(delicate, Activation::None),
@@ -58,16 +62,17 @@ pub fn stored(
 ) -> Result<(StoredLinear, StoredLinear), WeightsError> {
     let role = format!("layers.{layer}.attention");
     let (hidden, inner) = (spec.hidden_size, spec.inner_size());
-    let parts = ["query", "key", "value"];
-    let qkv = load_stacked(weights, &role, ("qkv", &parts), (inner, hidden), spec.attention.input_bias)?;
-    let output = load_matrix(weights, &format!("{role}.output"), (hidden, inner), spec.attention.output_bias)?;
+    let stack = Stack { whole: "qkv", parts: &["query", "key", "value"] };
+    let qkv = load_stacked(weights, &role, stack, MatrixShape { n: inner, k: hidden }, spec.attention.input_bias)?;
+    let shape = MatrixShape { n: hidden, k: inner };
+    let output = load_matrix(weights, &format!("{role}.output"), shape, spec.attention.output_bias)?;
     Ok((qkv, output))
 }
 
 /// A linear layer as it is stored: `[n, k]`, row-major, and its bias.
 #[derive(Debug)]
 pub struct StoredLinear {
-    pub shape: (usize, usize),
+    pub shape: MatrixShape,
     pub weight: Vec<f32>,
     pub bias: Option<Vec<f32>>,
 }
@@ -75,10 +80,10 @@ pub struct StoredLinear {
 impl StoredLinear {
     /// The layer as two: the first `n` outputs, and the others.
     fn split_at(mut self, n: usize) -> (Self, Self) {
-        let (all, k) = self.shape;
+        let MatrixShape { n: all, k } = self.shape;
         let weight = self.weight.split_off(n * k);
         let bias = self.bias.as_mut().map(|bias| bias.split_off(n));
-        (Self { shape: (n, k), ..self }, Self { shape: (all - n, k), weight, bias })
+        (Self { shape: MatrixShape { n, k }, ..self }, Self { shape: MatrixShape { n: all - n, k }, weight, bias })
     }
 
     /// Packed for the kernels.
@@ -95,29 +100,39 @@ impl StoredLinear {
 pub fn load_matrix(
     weights: &Weights,
     role: &str,
-    (n, k): (usize, usize),
+    shape: MatrixShape,
     has_bias: bool,
 ) -> Result<StoredLinear, WeightsError> {
+    let MatrixShape { n, k } = shape;
     let weight = weights.take(&format!("{role}.weight"), &[n, k])?;
     let bias = has_bias.then(|| weights.take(&format!("{role}.bias"), &[n])).transpose()?;
-    Ok(StoredLinear { shape: (n, k), weight, bias })
+    Ok(StoredLinear { shape, weight, bias })
 }
 
-/// Several linear layers of shape `[n, k]` as one of `[parts·n, k]`: one product instead of several. Stored either
-/// stacked already, under the name `whole`, or as `parts` in this order.
+/// The names of several linear layers that are one product.
+#[derive(Debug, Clone, Copy)]
+pub struct Stack<'a> {
+    /// Stored as one layer already.
+    pub whole: &'a str,
+    /// Stored one by one, in this order.
+    pub parts: &'a [&'a str],
+}
+
+/// Several linear layers of shape `[n, k]` as one of `[parts·n, k]`: one product instead of several.
 ///
 /// # Errors
 /// A missing or misshapen tensor.
 pub fn load_stacked(
     weights: &Weights,
     role: &str,
-    (whole, parts): (&str, &[&str]),
-    (n, k): (usize, usize),
+    Stack { whole, parts }: Stack<'_>,
+    MatrixShape { n, k }: MatrixShape,
     has_bias: bool,
 ) -> Result<StoredLinear, WeightsError> {
     let rows = parts.len() * n;
+    let shape = MatrixShape { n: rows, k };
     if weights.contains(&format!("{role}.{whole}.weight")) {
-        return load_matrix(weights, &format!("{role}.{whole}"), (rows, k), has_bias);
+        return load_matrix(weights, &format!("{role}.{whole}"), shape, has_bias);
     }
     let (mut weight, mut bias) = (Vec::with_capacity(rows * k), Vec::with_capacity(rows));
     for part in parts {
@@ -126,5 +141,5 @@ pub fn load_stacked(
             bias.extend(weights.take(&format!("{role}.{part}.bias"), &[n])?);
         }
     }
-    Ok(StoredLinear { shape: (rows, k), weight, bias: has_bias.then_some(bias) })
+    Ok(StoredLinear { shape, weight, bias: has_bias.then_some(bias) })
 }

@@ -6,7 +6,7 @@ use crate::arch::norm;
 use crate::arch::packed::PackedBatch;
 use crate::arch::position;
 use crate::arch::spec::{EncoderSpec, FirstPosition};
-use crate::kernel::Embed;
+use crate::kernel::{Embed, MatrixShape};
 use crate::weights::{Weights, WeightsError};
 
 /// The embedding tables of one model, and which row of the position table a token takes.
@@ -48,7 +48,7 @@ impl Embeddings {
     /// # Errors
     /// A missing or misshapen tensor.
     pub fn projection(spec: &EncoderSpec, weights: &Weights) -> Result<Option<StoredLinear>, WeightsError> {
-        let shape = (spec.hidden_size, spec.embedding_size);
+        let shape = MatrixShape { n: spec.hidden_size, k: spec.embedding_size };
         let load = || load_matrix(weights, "embeddings.projection", shape, true);
         spec.projects_embeddings().then(load).transpose()
     }

@@ -10,10 +10,10 @@ use rayon::prelude::*;
 use crate::arch::attention::Places;
 use crate::arch::embeddings::Embeddings;
 use crate::arch::packed::PackedBatch;
-use crate::arch::spec::{EncoderSpec, LayerSpec, NormPlace};
+use crate::arch::spec::{EncoderSpec, NormPlace};
 use crate::arch::{ArchError, Encoder, EncoderError, attention, feed_forward, norm, position};
 use crate::kernel::{
-    Activation, Arena, Batch, Compute, FeedForward, Isa, Linear, Memory, Norm, Norms, Packing, Precision,
+    Activation, Arena, Batch, Compute, Cores, FeedForward, Isa, Linear, Memory, Norm, Norms, Packing, Precision,
     SelfAttention, Widths, Worker, forward,
 };
 use crate::weights::{Weights, WeightsError};
@@ -71,8 +71,9 @@ impl PackedEncoder {
         let first: Vec<usize> = (0..order.len()).filter(|i| *i == 0 || order[*i] != order[i - 1]).collect();
         let layers: Result<Vec<Layer>, WeightsError> = (first.par_iter())
             .map(|first| {
-                let places = Places { bias: bias.clone(), rotary: rotations[*first].clone() };
-                Layer::load(spec, weights, (order[*first], spec.layers[*first]), places, packing)
+                let (rotary, window) = (rotations[*first].clone(), spec.layers[*first].window);
+                let places = Places { bias: bias.clone(), rotary, window };
+                Layer::load(spec, weights, order[*first], places, packing)
             })
             .collect();
         let last_norm = match spec.norm_place {
@@ -115,7 +116,8 @@ impl Encoder for PackedEncoder {
         embeddings.op.check(batch.ids(), &positions)?;
         layers.iter().try_for_each(|layer| layer.attention.attention.check(batch.offsets()))?;
         let batch = Batch { ids: batch.ids(), positions: &positions, offsets: batch.offsets() };
-        let hidden = forward((*isa, pool), *widths, memory, batch, |worker| {
+        let cores = Cores { isa: *isa, pool };
+        let hidden = forward(cores, *widths, memory, batch, |worker| {
             worker.embed(&embeddings.op.tables(), projection.as_ref());
             for layer in order.iter().map(|stored| &layers[*stored]) {
                 match norm_place {
@@ -139,7 +141,7 @@ impl Layer {
     fn load(
         spec: &EncoderSpec,
         weights: &Weights,
-        (layer, options): (usize, LayerSpec),
+        layer: usize,
         places: Places,
         packing: Packing<'_>,
     ) -> Result<Self, WeightsError> {
@@ -148,7 +150,7 @@ impl Layer {
         let attention_norm = (!without_norm).then(|| norm::load(spec, weights, &role("attention"))).transpose()?;
         Ok(Self {
             attention_norm,
-            attention: attention::load(spec, weights, (layer, options), places, packing)?,
+            attention: attention::load(spec, weights, layer, places, packing)?,
             feed_forward_norm: norm::load(spec, weights, &role("feed_forward"))?,
             feed_forward: feed_forward::load(spec, weights, layer, packing)?,
         })

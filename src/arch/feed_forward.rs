@@ -1,8 +1,8 @@
 //! Loading of the feed-forward block: up-projection with its activation, plain or gated, and down-projection.
 
-use crate::arch::attention::{StoredLinear, load_matrix, load_stacked};
+use crate::arch::attention::{Stack, StoredLinear, load_matrix, load_stacked};
 use crate::arch::spec::{EncoderSpec, FeedForwardSpec};
-use crate::kernel::{Activation, FeedForward, Packing};
+use crate::kernel::{Activation, FeedForward, MatrixShape, Packing};
 use crate::weights::{Weights, WeightsError};
 
 /// One layer's feed-forward network.
@@ -39,26 +39,29 @@ pub fn stored(
 ) -> Result<(StoredLinear, StoredLinear), WeightsError> {
     let role = format!("layers.{layer}.feed_forward");
     let (hidden, width, options) = (spec.hidden_size, spec.intermediate_size, spec.feed_forward);
+    let (up_shape, down_shape) = (MatrixShape { n: width, k: hidden }, MatrixShape { n: hidden, k: width });
     let up = if options.gated {
-        load_gate_up(weights, &role, (width, hidden), options.up_bias)?
+        load_gate_up(weights, &role, up_shape, options.up_bias)?
     } else {
-        load_matrix(weights, &format!("{role}.up"), (width, hidden), options.up_bias)?
+        load_matrix(weights, &format!("{role}.up"), up_shape, options.up_bias)?
     };
-    let down = load_matrix(weights, &format!("{role}.down"), (hidden, width), options.down_bias)?;
+    let down = load_matrix(weights, &format!("{role}.down"), down_shape, options.down_bias)?;
     Ok((up, down))
 }
 
-/// The activated half first, whichever way it is stored.
+/// Two halves of this shape, the activated one first, whichever way they are stored.
 fn load_gate_up(
     weights: &Weights,
     role: &str,
-    (width, hidden): (usize, usize),
+    shape: MatrixShape,
     has_bias: bool,
 ) -> Result<StoredLinear, WeightsError> {
     let reversed = format!("{role}.up_gate");
     if !weights.contains(&format!("{reversed}.weight")) {
-        return load_stacked(weights, role, ("gate_up", &["gate", "up"]), (width, hidden), has_bias);
+        let stack = Stack { whole: "gate_up", parts: &["gate", "up"] };
+        return load_stacked(weights, role, stack, shape, has_bias);
     }
+    let MatrixShape { n: width, k: hidden } = shape;
     let mut weight = weights.take(&format!("{reversed}.weight"), &[2 * width, hidden])?;
     weight.rotate_left(width * hidden);
     let bias = has_bias.then(|| weights.take(&format!("{reversed}.bias"), &[2 * width])).transpose()?;
@@ -66,5 +69,5 @@ fn load_gate_up(
         bias.rotate_left(width);
         bias
     });
-    Ok(StoredLinear { shape: (2 * width, hidden), weight, bias })
+    Ok(StoredLinear { shape: MatrixShape { n: 2 * width, k: hidden }, weight, bias })
 }

@@ -276,7 +276,7 @@ fn build(
                 Precision::Bf16 => Format::Bf16,
                 Precision::Int8 => return Err(ArchError::NoInt8),
             };
-            let encoder = cuda::CudaEncoder::load(spec, weights, (device, format))?;
+            let encoder = cuda::CudaEncoder::load(spec, weights, device, format)?;
             let bytes = encoder.size_bytes();
             Ok((Box::new(encoder), bytes))
         }

@@ -35,7 +35,7 @@ pub fn rotations(spec: &EncoderSpec) -> Vec<Option<Arc<Rotary>>> {
         if let Some((_, table)) = tables.iter().find(|(known, _)| *known == rotary) {
             return Arc::clone(table);
         }
-        let table = Arc::new(Rotary::new((rotary.base, rotary.divisor), spec.head_size, spec.max_tokens));
+        let table = Arc::new(Rotary::new(rotary.base, rotary.divisor, spec.head_size, spec.max_tokens));
         tables.push((rotary, Arc::clone(&table)));
         table
     };

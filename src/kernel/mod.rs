@@ -26,8 +26,8 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 pub use cpu::Isa;
 pub use cpu::activation::Activation;
-pub use cpu::forward::{Batch, Memory, forward};
-pub use cpu::matrix::{PackedMatrix, Packing};
+pub use cpu::forward::{Batch, Cores, Memory, forward};
+pub use cpu::matrix::{MatrixShape, PackedMatrix, Packing};
 pub use cpu::norm::Norm;
 pub use cpu::pages::{Arena, Pages};
 pub use cpu::position::{DistanceBias, Rotary};
@@ -248,7 +248,7 @@ impl CustomOp1 for Pool {
         if self.skips.len() + 1 != self.offsets.len() {
             candle_core::bail!("pool: {} skips for {} offsets", self.skips.len(), self.offsets.len());
         }
-        Ok(finish(cpu::reduce::reduce(self.reduce, hidden, width, (&self.offsets, &self.skips)), width))
+        Ok(finish(cpu::reduce::reduce(self.reduce, hidden, width, &self.offsets, &self.skips), width))
     }
 }
 

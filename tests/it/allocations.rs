@@ -7,7 +7,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use embedserve::kernel::{
-    Activation, Attention, Batch, Embed, FeedForward, Isa, Linear, Memory, Norm, Norms, PackedMatrix, Precision,
+    Activation, Attention, Batch, Cores, Embed, FeedForward, Isa, Linear, Memory, Norm, Norms, PackedMatrix, Precision,
     SelfAttention, Widths, forward,
 };
 
@@ -48,7 +48,7 @@ struct Layer {
 impl Layer {
     fn new(random: &mut Random, precision: Precision) -> Self {
         let mut linear = |n: usize, k: usize, activation| {
-            let weight = PackedMatrix::pack_as(precision, (n, k), &random.floats(n * k, 0.1), None);
+            let weight = PackedMatrix::pack_as(precision, n, k, &random.floats(n * k, 0.1), None);
             Linear { weight: Arc::new(weight), activation, isa: Isa::detect() }
         };
         Self {
@@ -91,7 +91,7 @@ fn allocations(n_layers: usize, precision: Precision, lengths: &[usize]) -> usiz
     let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
     let mut memory = Memory::default();
     let mut pass = || {
-        forward((Isa::detect(), &pool), widths, &mut memory, batch, |worker| {
+        forward(Cores { isa: Isa::detect(), pool: &pool }, widths, &mut memory, batch, |worker| {
             worker.embed(&embed.tables(), None);
             for layer in &layers {
                 let norms = Norms { before: None, after: Some(&layer.norm) };

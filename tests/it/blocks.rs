@@ -6,8 +6,8 @@ use std::sync::Arc;
 use embedserve::kernel::cpu::Isa;
 use embedserve::kernel::reference::{self, AttentionOptions};
 use embedserve::kernel::{
-    Activation, Attention, Batch, Compute, DistanceBias, Embed, FeedForward, Linear, Memory, Norm, Norms, PackedMatrix,
-    Precision, Rotary, SelfAttention, Widths, Worker, forward,
+    Activation, Attention, Batch, Compute, Cores, DistanceBias, Embed, FeedForward, Linear, Memory, Norm, Norms,
+    PackedMatrix, Precision, Rotary, SelfAttention, Widths, Worker, forward,
 };
 
 use crate::support::random::Random;
@@ -47,7 +47,7 @@ fn run(
     let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
     let mut memory = Memory::default();
     let mut pass = || {
-        forward((isa, &pool), widths, &mut memory, batch, |worker| {
+        forward(Cores { isa, pool: &pool }, widths, &mut memory, batch, |worker| {
             worker.embed(&embed.tables(), None);
             block(worker);
         })
@@ -70,8 +70,7 @@ impl Layer {
     }
 
     fn packed(&self, precision: Precision, activation: Activation) -> Linear {
-        let shape = (self.bias.len(), self.k);
-        let weight = PackedMatrix::pack_as(precision, shape, &self.weight, Some(self.bias.clone()));
+        let weight = PackedMatrix::pack_as(precision, self.bias.len(), self.k, &self.weight, Some(self.bias.clone()));
         Linear { weight: Arc::new(weight), activation, isa: Isa::Portable }
     }
 
@@ -164,7 +163,7 @@ fn self_attention_matches_the_reference() {
         let scale = 1.0 / (size as f32).sqrt();
         #[expect(clippy::cast_possible_truncation, reason = "the kernel's table holds f32")]
         let distances = Arc::new(DistanceBias::new(n_heads, 20, |head, distance| bias(head, distance) as f32));
-        let rotary = Arc::new(Rotary::new((10_000.0, 1.0), size, 300));
+        let rotary = Arc::new(Rotary::new(10_000.0, 1.0, size, 300));
         let projected = narrow(&qkv.reference(&widen(&x), Activation::None));
         for case in 0..8 {
             let (biased, turned, windowed) = (case & 1 > 0, case & 2 > 0 && size % 2 == 0, case & 4 > 0);

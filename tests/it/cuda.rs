@@ -13,10 +13,10 @@ use ::half::{bf16, f16};
 use embedserve::arch;
 use embedserve::arch::packed::PackedBatch;
 use embedserve::catalog::ModelSpec;
-use embedserve::kernel::cuda::launch::{DeviceAttention, HEAD_SIZES, Pass, Places, Weight};
+use embedserve::kernel::cuda::launch::{Columns, DeviceAttention, HEAD_SIZES, Pass, Places, Weight};
 use embedserve::kernel::cuda::{Buffer, CudaError, Device, Format, count};
 use embedserve::kernel::reference::{self, AttentionOptions};
-use embedserve::kernel::{Activation, Compute, DistanceBias, Isa, Precision, Reduce, Rotary, Target};
+use embedserve::kernel::{Activation, Compute, DistanceBias, Isa, MatrixShape, Precision, Reduce, Rotary, Target};
 use embedserve::load::{self, Loaded, Seat, Shared};
 use embedserve::observe::progress::LoadProgress;
 use embedserve::threads::Threads;
@@ -143,7 +143,7 @@ async fn attention_matches_its_definition() {
                 let numbers = numbers(&device, &lengths, &[0; 9], format);
                 let value = |head: usize, distance: isize| (head as f32 + 0.5) * (distance as f32 * 0.37).sin();
                 let bias = DistanceBias::new(n_heads, 40, value);
-                let rotary = Rotary::new((10_000.0, 1.0), head_size, 200);
+                let rotary = Rotary::new(10_000.0, 1.0, head_size, 200);
                 let bias = has_bias.then(|| (device.upload(bias.parts().0).unwrap(), bias.parts().1));
                 let rotary = has_rotary.then(|| {
                     let (cosines, sines) = rotary.parts();
@@ -215,7 +215,7 @@ async fn activations_and_gates_match_their_definitions() {
 
             let (both, out) =
                 (format.upload(&device, &values).unwrap(), device.allocate(tokens * width * format.bytes()).unwrap());
-            pass.gate((&both, width), activation, &out).unwrap();
+            pass.gate(&both, width, activation, &out).unwrap();
             let rows = values.chunks_exact(2 * width);
             let expected: Vec<f64> =
                 rows.flat_map(|row| (0..width).map(|i| act(row[i]) * f64::from(row[width + i]))).collect();
@@ -237,8 +237,8 @@ async fn products_match_their_definition() {
                 let pass = Pass { device: &device, format, tokens, places: numbers.places() };
                 let on_device = |values: &[f32]| format.upload(&device, values).unwrap();
                 let out = device.allocate(tokens * n * format.bytes()).unwrap();
-                let stored =
-                    Weight { shape: (n, k), values: on_device(&weight), bias: bias.map(|bias| on_device(bias)) };
+                let shape = MatrixShape { n, k };
+                let stored = Weight { shape, values: on_device(&weight), bias: bias.map(|bias| on_device(bias)) };
                 pass.multiply(&on_device(&x), &stored, &out).unwrap();
                 let expected = reference::linear(&x, &weight, bias.map(Vec::as_slice), k, Activation::None);
                 let error = worst(&widened(&device, &out, tokens * n, format), &expected);
@@ -260,7 +260,8 @@ async fn pooling_matches_its_definition() {
     for way in [Reduce::First, Reduce::Last, Reduce::Max, Reduce::Mean, Reduce::MeanSqrtLen, Reduce::WeightedMean] {
         // Beside a column that is not its own.
         let out = device.upload(&vec![7.0_f32; lengths.len() * (width + 1)]).unwrap();
-        pass.pool((&hidden, width), lengths.len(), way, (&out, 1, width + 1)).unwrap();
+        let columns = Columns { buffer: &out, first: 1, width, stride: width + 1 };
+        pass.pool(&hidden, lengths.len(), way, columns).unwrap();
         let found = device.read(&out, lengths.len() * (width + 1)).unwrap();
         let offsets: Vec<usize> = std::iter::once(0)
             .chain(lengths.iter().scan(0, |end, length| {
@@ -268,7 +269,7 @@ async fn pooling_matches_its_definition() {
                 Some(*end)
             }))
             .collect();
-        let expected = embedserve::kernel::cpu::reduce::reduce(way, &values, width, (&offsets, &skips));
+        let expected = embedserve::kernel::cpu::reduce::reduce(way, &values, width, &offsets, &skips);
         for (found, expected) in found.chunks_exact(width + 1).zip(expected.chunks_exact(width)) {
             assert_eq!(found[0].to_bits(), 7.0_f32.to_bits());
             assert_eq!(&found[1..], expected, "{way:?}");

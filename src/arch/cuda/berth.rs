@@ -59,21 +59,14 @@ impl Berth {
         self.received.grow(n_values * size_of::<f32>())
     }
 
-    /// All numbers of a batch that kernels read, in one upload.
+    /// All numbers of a batch that kernels read, as [`lay_out`] gives them, in one upload.
     ///
     /// # Errors
     /// Out of memory, or the device failed.
-    pub(super) fn send(
-        &mut self,
-        device: &Device,
-        (batch, skips): (&PackedBatch, &[usize]),
-        (shape, first_position, format): (Shape, FirstPosition, Format),
-    ) -> Result<Layout, CudaError> {
-        let (numbers, layout) = lay_out((batch, skips), (shape, first_position, format));
+    pub(super) fn send(&mut self, device: &Device, numbers: &[u32]) -> Result<(), CudaError> {
         self.state = State::Unsettled;
-        device.grow(&mut self.numbers, size_of_val(numbers.as_slice()))?;
-        self.sent.send(&numbers, &mut self.numbers)?;
-        Ok(layout)
+        device.grow(&mut self.numbers, size_of_val(numbers))?;
+        self.sent.send(numbers, &mut self.numbers)
     }
 
     /// The numbers that were sent last.
@@ -117,9 +110,13 @@ pub(super) fn most_numbers(tokens: usize, rows: usize, format: Format) -> usize 
     3 * tokens + 3 * n_tiles + 2 * rows + 1
 }
 
-fn lay_out(
-    (batch, skips): (&PackedBatch, &[usize]),
-    (shape, first_position, format): (Shape, FirstPosition, Format),
+/// The numbers of a batch, in a shape that it fits, and where they lie.
+pub(super) fn lay_out(
+    batch: &PackedBatch,
+    skips: &[usize],
+    shape: Shape,
+    first_position: FirstPosition,
+    format: Format,
 ) -> (Vec<u32>, Layout) {
     let number = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
     let Shape { tokens, tiles } = shape;

@@ -19,11 +19,11 @@ use crate::arch::packed::PackedBatch;
 use crate::arch::spec::{EncoderSpec, FirstPosition, NormPlace};
 use crate::arch::{ArchError, Encoder, EncoderError, Submitted, attention, feed_forward, never_begun, norm, position};
 use crate::kernel::cpu::reduce::reduce;
-use crate::kernel::cuda::launch::{DeviceAttention, DeviceNorm, Pass, Stream, Tables, Weight};
+use crate::kernel::cuda::launch::{Columns, DeviceAttention, DeviceNorm, Pass, Residual, Stream, Tables, Weight};
 use crate::kernel::cuda::{Buffer, CudaError, Device, Format};
 use crate::kernel::{Reduce, check_inside};
 use crate::weights::Weights;
-use berth::{Berth, Layout, State, most_numbers};
+use berth::{Berth, Layout, State, lay_out, most_numbers};
 use load::{Rotations, Turned, check, tables, upload};
 use scratch::Scratch;
 use shape::{Recordings, Shape, rounded};
@@ -91,7 +91,7 @@ impl CudaEncoder {
     ///
     /// # Errors
     /// A shape without kernels, a missing or misshapen tensor, or no room on the device.
-    pub fn load(spec: &EncoderSpec, weights: &Weights, (device, format): (&Device, Format)) -> Result<Self, ArchError> {
+    pub fn load(spec: &EncoderSpec, weights: &Weights, device: &Device, format: Format) -> Result<Self, ArchError> {
         check(spec, format)?;
         let free_before = device.memory()?.0;
         let embeddings = Embeddings::load(spec, weights)?;
@@ -180,8 +180,9 @@ impl CudaEncoder {
             let tokens = shape.tokens.next_power_of_two();
             self.scratch = Some(Scratch::new(&self.device, &self.spec, self.format, tokens)?);
         }
-        let numbering = (shape, self.first_position, self.format);
-        Ok(self.berths[index].send(&self.device, (batch, skips), numbering)?)
+        let (numbers, layout) = lay_out(batch, skips, shape, self.first_position, self.format);
+        self.berths[index].send(&self.device, &numbers)?;
+        Ok(layout)
     }
 
     /// Asks for the last hidden states of the batch in a berth; they end up in the residual stream.
@@ -191,8 +192,9 @@ impl CudaEncoder {
         }
         // Taken out for as long, since the launches need everything else.
         let mut recordings = std::mem::take(&mut self.recordings);
-        let place = (layout.shape, self.berths[index].address());
-        let asked = recordings.ask(&self.device, place, |device| self.encode(self.pass(device, index, layout)));
+        let (shape, address) = (layout.shape, self.berths[index].address());
+        let launches = |device: &Device| self.encode(self.pass(device, index, layout));
+        let asked = recordings.ask(&self.device, shape, address, launches);
         self.recordings = recordings;
         asked
     }
@@ -215,13 +217,13 @@ impl CudaEncoder {
             NormPlace::Before { .. } => Stream::Sum,
         };
         pass.embed(tables, &scratch.residual, &scratch.hidden)?;
-        let residual = (&scratch.residual, spec.hidden_size);
+        let residual = Residual { buffer: &scratch.residual, width: spec.hidden_size, becomes: stream };
         let n_layers = layers.len();
         // Where norms stand before the blocks, the first one reads the embeddings through its own norm.
         if stream == Stream::Sum
             && let Some(norm) = layers.first().and_then(|layer| layer.attention_norm.as_ref())
         {
-            pass.add_norm(residual, None, (Some(norm), stream), &scratch.hidden)?;
+            pass.add_norm(residual, None, Some(norm), &scratch.hidden)?;
         }
         for index in 0..n_layers {
             let layer = &layers[index];
@@ -244,13 +246,13 @@ impl CudaEncoder {
                     (Some(&layer.feed_forward_norm), next)
                 }
             };
-            pass.add_norm(residual, Some(&scratch.block), (after_attention, stream), &scratch.hidden)?;
+            pass.add_norm(residual, Some(&scratch.block), after_attention, &scratch.hidden)?;
             scratch.feed_forward(pass, spec, layer)?;
             // After the last block the stream itself is what is wanted, through the last norm.
             let last = index + 1 == n_layers && stream == Stream::Sum;
-            let (norm, stream) =
+            let (norm, becomes) =
                 if last { (last_norm.as_ref(), Stream::Normalised) } else { (after_feed_forward, stream) };
-            pass.add_norm(residual, Some(&scratch.block), (norm, stream), &scratch.hidden)?;
+            pass.add_norm(Residual { becomes, ..residual }, Some(&scratch.block), norm, &scratch.hidden)?;
         }
         Ok(())
     }
@@ -301,7 +303,7 @@ impl Encoder for CudaEncoder {
         let (rows, width) = (batch.n_rows(), self.spec.hidden_size);
         if batch.n_tokens() == 0 {
             // No kernel runs on nothing.
-            let pooled = ways.iter().map(|way| reduce(*way, &[], width, (batch.offsets(), skips)));
+            let pooled = ways.iter().map(|way| reduce(*way, &[], width, batch.offsets(), skips));
             return Ok(Submitted::Done(pooled.flatten().collect()));
         }
         let index = self.berth()?;
@@ -311,8 +313,8 @@ impl Encoder for CudaEncoder {
         self.ask(index, layout)?;
         let (scratch, pass) = (self.scratch()?, self.pass(&self.device, index, layout));
         for (column, way) in ways.iter().enumerate() {
-            let out = (&self.berths[index].pooled, column * width, stride);
-            pass.pool((&scratch.residual, width), rows, *way, out)?;
+            let out = Columns { buffer: &self.berths[index].pooled, first: column * width, width, stride };
+            pass.pool(&scratch.residual, rows, *way, out)?;
         }
         self.berths[index].fetch(rows * stride)?;
         Ok(Submitted::UnderWay(index))

@@ -47,7 +47,7 @@ impl Scratch {
         let (activation, width) = (spec.feed_forward.activation, spec.intermediate_size);
         pass.multiply(&self.hidden, &layer.up, &self.up)?;
         let middle = if let Some(gated) = &self.gated {
-            pass.gate((&self.up, width), activation, gated)?;
+            pass.gate(&self.up, width, activation, gated)?;
             gated
         } else {
             pass.activate(&self.up, width, activation)?;

@@ -81,7 +81,8 @@ impl Recordings {
     pub(super) fn ask(
         &mut self,
         device: &Device,
-        (shape, address): (Shape, u64),
+        shape: Shape,
+        address: u64,
         launches: impl Fn(&Device) -> Result<(), CudaError>,
     ) -> Result<(), CudaError> {
         if self.address != address {

@@ -41,7 +41,7 @@ pub fn activate(isa: Isa, activation: Activation, values: &mut [f32]) {
 ///
 /// # Safety
 /// The rows are there, and nobody else reads or writes these values meanwhile.
-pub(super) unsafe fn activate_rows(isa: Isa, activation: Activation, (rows, n_rows): (Rows, usize), width: usize) {
+pub(super) unsafe fn activate_rows(isa: Isa, activation: Activation, rows: Rows, n_rows: usize, width: usize) {
     for row in 0..n_rows {
         // SAFETY: passed on from the caller.
         activate(isa, activation, unsafe { rows.row_mut(row, width) });
@@ -52,7 +52,7 @@ pub(super) unsafe fn activate_rows(isa: Isa, activation: Activation, (rows, n_ro
 ///
 /// # Safety
 /// As [`activate_rows`], for both halves.
-pub(super) unsafe fn gate_rows(isa: Isa, activation: Activation, (rows, n_rows): (Rows, usize), width: usize) {
+pub(super) unsafe fn gate_rows(isa: Isa, activation: Activation, rows: Rows, n_rows: usize, width: usize) {
     for row in 0..n_rows {
         // SAFETY: passed on from the caller.
         let (activated, linear) = unsafe { rows.row_mut(row, 2 * width) }.split_at_mut(width);

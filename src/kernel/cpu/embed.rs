@@ -16,7 +16,7 @@ pub struct Tables<'a> {
 }
 
 /// One token: its id and its row of the position table, both inside their tables.
-pub(super) fn embed_row(isa: Isa, out: &mut [f32], tables: &Tables<'_>, (id, position): (u32, u32)) {
+pub(super) fn embed_row(isa: Isa, out: &mut [f32], tables: &Tables<'_>, id: u32, position: u32) {
     dispatch!(isa, gather(out: &mut [f32], tables: &Tables<'_>, id: u32, position: u32));
 }
 

@@ -50,6 +50,14 @@ pub struct Batch<'a> {
     pub offsets: &'a [usize],
 }
 
+/// What a forward pass computes on.
+#[derive(Debug, Clone, Copy)]
+pub struct Cores<'a> {
+    pub isa: Isa,
+    /// Whose threads compute beside the caller.
+    pub pool: &'a ThreadPool,
+}
+
 /// Which sequences are computed together.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Plan {
@@ -77,7 +85,7 @@ struct Gathered {
 /// # Panics
 /// When the program panics on any thread.
 pub fn forward(
-    (isa, pool): (Isa, &ThreadPool),
+    Cores { isa, pool }: Cores<'_>,
     widths: Widths,
     memory: &mut Memory,
     batch: Batch<'_>,
@@ -235,7 +243,7 @@ mod tests {
         let ids: Vec<u32> = (0..599).map(|i| i * 31 % 100).collect();
         let batch = Batch { ids: &ids, positions: &ids, offsets: &offsets };
         let run = |memory: &mut Memory| {
-            forward((Isa::detect(), &pool), widths, memory, batch, |worker| {
+            forward(Cores { isa: Isa::detect(), pool: &pool }, widths, memory, batch, |worker| {
                 worker.embed(&tables, None);
                 worker.normalise(&norm);
             })

@@ -9,9 +9,9 @@ use super::norm::{Norm, normalise_row};
 use super::pages::{Pages, Plain};
 #[cfg(target_arch = "x86_64")]
 use super::parts::{self, PartsScratch};
-use super::product::{Epilogue, Operand, even_parts, k_chunk, product, row_chunk};
+use super::product::{Epilogue, Operand, Output, even_parts, k_chunk, product, row_chunk};
 use super::quantise::{block_size, narrow, quantise, rotate};
-use super::rows::{Rows, padded};
+use super::rows::{Rectangle, Rows, padded};
 use super::tile::{LINE, Registers, STEP};
 use crate::kernel::{Activation, Precision};
 
@@ -56,47 +56,63 @@ pub(super) struct Input<'a> {
     pub(super) norm: Option<&'a Norm>,
 }
 
-/// Rows `rows` of the input times the columns of `groups`, written to or added to the same rows of `out`.
+/// What is multiplied, and where the result goes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Product<'a> {
+    pub(super) input: Input<'a>,
+    pub(super) weight: &'a PackedMatrix,
+    pub(super) output: Output,
+}
+
+/// What one thread computes of a product.
+#[derive(Debug, Clone)]
+pub(super) struct Share {
+    /// Of the input and of the output.
+    pub(super) rows: Range<usize>,
+    /// Column groups of the weight.
+    pub(super) groups: Range<usize>,
+}
+
+/// A share of a product: its rows of the input times the columns of its groups, written to or added to the same rows of
+/// the output.
 ///
 /// # Safety
 /// Input and output have these rows, of the weight's k and n values. No other thread writes the input meanwhile or
 /// touches the output's columns of these groups.
 pub(super) unsafe fn linear(
     isa: Isa,
-    (input, rows): (Input<'_>, Range<usize>),
-    (weight, groups): (&PackedMatrix, Range<usize>),
-    (out, epilogue): (Rows, Epilogue),
+    Product { input, weight, output }: Product<'_>,
+    Share { rows, groups }: Share,
     scratch: &mut InputScratch,
 ) {
     let view = weight.view();
     for chunk in even_parts(rows, row_chunk(isa)) {
-        let (first, n_rows) = (chunk.start, chunk.len());
-        let out = out.at(first, 0);
+        let n_rows = chunk.len();
+        let output = Output { rows: output.rows.at(chunk.start, 0), ..output };
         // SAFETY: passed on from the caller.
-        let source = unsafe { normalised(isa, (input, chunk), weight.k(), &mut scratch.normed) };
+        let source = unsafe { normalised(isa, input, chunk, weight.k(), &mut scratch.normed) };
         #[cfg(target_arch = "x86_64")]
         if isa == Isa::Amx && weight.precision() == Precision::F32 {
+            let input = Rectangle { rows: source, n_rows, width: weight.k() };
             // SAFETY: as above.
-            unsafe {
-                parts::product((source, n_rows), &view, groups.clone(), (out, epilogue), &mut scratch.parts);
-            }
+            unsafe { parts::product(input, &view, groups.clone(), output, &mut scratch.parts) };
             continue;
         }
         let k_chunk = k_chunk(isa, weight.precision()).min(weight.k()).max(1);
         for first in (0..weight.k()).step_by(k_chunk) {
             let values = first..weight.k().min(first + k_chunk);
-            let (view, epilogue) = part_of_k(&view, values.clone(), epilogue);
-            let columns = source.at(0, first);
+            let columns = Rectangle { rows: source.at(0, first), n_rows, width: values.len() };
+            let (view, epilogue) = part_of_k(&view, values, output.epilogue);
             // SAFETY: passed on from the caller.
-            let operand = unsafe { prepare((isa, view.precision), (columns, n_rows), values.len(), scratch) };
+            let operand = unsafe { prepare(isa, view.precision, columns, scratch) };
             // SAFETY: as above; the operand holds exactly the rows of the chunk.
-            unsafe { product(isa, (operand, n_rows), &view, groups.clone(), (out, epilogue)) };
+            unsafe { product(isa, operand, &view, groups.clone(), Output { epilogue, ..output }) };
         }
     }
 }
 
 /// The product of these values of k alone: the first brings the bias, the others are added, the last activates.
-fn part_of_k(view: &MatrixView, values: Range<usize>, epilogue: Epilogue) -> (MatrixView, Epilogue) {
+pub(super) fn part_of_k(view: &MatrixView, values: Range<usize>, epilogue: Epilogue) -> (MatrixView, Epilogue) {
     let group = group_size(view.precision);
     let is_last = values.end.div_ceil(group) == view.steps;
     let part = MatrixView {
@@ -113,7 +129,7 @@ fn part_of_k(view: &MatrixView, values: Range<usize>, epilogue: Epilogue) -> (Ma
 ///
 /// # Safety
 /// The input has these rows of k values, and no other thread writes them meanwhile.
-unsafe fn normalised(isa: Isa, (input, rows): (Input<'_>, Range<usize>), k: usize, normed: &mut Growing<f32>) -> Rows {
+unsafe fn normalised(isa: Isa, input: Input<'_>, rows: Range<usize>, k: usize, normed: &mut Growing<f32>) -> Rows {
     let source = input.rows.at(rows.start, 0);
     let Some(norm) = input.norm else {
         return source;
@@ -131,14 +147,14 @@ unsafe fn normalised(isa: Isa, (input, rows): (Input<'_>, Range<usize>), k: usiz
     chunk
 }
 
-/// At most [`row_chunk`] rows of k values in the format of the weight.
+/// At most [`row_chunk`] rows in the format of the weight.
 ///
 /// # Safety
 /// The rows are there, and no other thread writes them meanwhile.
 unsafe fn prepare(
-    (isa, precision): (Isa, Precision),
-    (source, n_rows): (Rows, usize),
-    k: usize,
+    isa: Isa,
+    precision: Precision,
+    Rectangle { rows: source, n_rows, width: k }: Rectangle,
     scratch: &mut InputScratch,
 ) -> Operand {
     let InputScratch { narrow: pairs, bytes, scales, rotated, .. } = scratch;
@@ -149,6 +165,7 @@ unsafe fn prepare(
         Precision::F32 => Operand {
             start: source.as_ptr().cast_const().cast(),
             stride: source.stride() * size_of::<f32>(),
+            n_rows,
             scales: std::ptr::null(),
         },
         Precision::Bf16 => {
@@ -160,7 +177,7 @@ unsafe fn prepare(
                     *odd = 0;
                 }
             }
-            Operand { start: pairs.as_ptr().cast(), stride, scales: std::ptr::null() }
+            Operand { start: pairs.as_ptr().cast(), stride, n_rows, scales: std::ptr::null() }
         }
         Precision::F16 => unreachable!("no matrix holds float16"),
         Precision::Int8 => {
@@ -170,9 +187,9 @@ unsafe fn prepare(
                 rotated.clear();
                 rotated.extend_from_slice(row);
                 let largest = rotate(isa, block_size(k), rotated);
-                scales.push(quantise(isa, (rotated, largest), to));
+                scales.push(quantise(isa, rotated, largest, to));
             }
-            Operand { start: bytes.as_ptr(), stride, scales: scales.as_ptr() }
+            Operand { start: bytes.as_ptr(), stride, n_rows, scales: scales.as_ptr() }
         }
     }
 }
@@ -182,12 +199,12 @@ pub fn linear_rows(isa: Isa, x: &[f32], weight: &PackedMatrix, activation: Activ
     let (k, n) = (weight.k(), weight.n());
     let m = x.len().checked_div(k).unwrap_or(0);
     let mut out = vec![0.0; m * n];
-    let rows = Rows::new(&mut out, n);
     let input = Input { rows: Rows::read_only(x, k), norm: None };
-    let epilogue = Epilogue { activation, add: false };
+    let output = Output { rows: Rows::new(&mut out, n), epilogue: Epilogue { activation, add: false } };
+    let all = Share { rows: 0..m, groups: 0..weight.n_groups() };
     let mut scratch = InputScratch::default();
     let _registers = Registers::of(isa);
     // SAFETY: both buffers hold m rows, and this thread alone knows the output.
-    unsafe { linear(isa, (input, 0..m), (weight, 0..weight.n_groups()), (rows, epilogue), &mut scratch) };
+    unsafe { linear(isa, Product { input, weight, output }, all, &mut scratch) };
     out
 }

@@ -19,6 +19,15 @@ const MIN_INT8_COLUMNS: usize = 64;
 /// Rotations over fewer values spread too little.
 const MIN_ROTATION: usize = 32;
 
+/// The shape of a weight `[n, k]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct MatrixShape {
+    /// Output columns.
+    pub n: usize,
+    /// Input columns.
+    pub k: usize,
+}
+
 /// A weight `[n, k]` (row-major, as stored by PyTorch) packed into panels, with its bias.
 #[derive(Debug)]
 pub struct PackedMatrix {
@@ -77,28 +86,29 @@ pub(super) struct MatrixView {
 impl PackedMatrix {
     /// Packs in single precision.
     pub fn pack(n: usize, k: usize, weight: &[f32], bias: Option<Vec<f32>>) -> Self {
-        Self::pack_as(Precision::F32, (n, k), weight, bias)
+        Self::pack_as(Precision::F32, n, k, weight, bias)
     }
 
     /// Packs for a precision; in f32 what is too small to be worth eight bits.
-    pub fn pack_as(precision: Precision, shape: (usize, usize), weight: &[f32], bias: Option<Vec<f32>>) -> Self {
-        Self::pack_in(&Arena::default(), precision, shape, weight, bias)
+    pub fn pack_as(precision: Precision, n: usize, k: usize, weight: &[f32], bias: Option<Vec<f32>>) -> Self {
+        Self::pack_in(&Arena::default(), precision, MatrixShape { n, k }, weight, bias)
     }
 
     /// The same, beside the other weights of an arena.
     pub fn pack_in(
         arena: &Arena,
         precision: Precision,
-        (n, k): (usize, usize),
+        shape: MatrixShape,
         weight: &[f32],
         bias: Option<Vec<f32>>,
     ) -> Self {
-        let panels = match held_as(precision, (n, k)) {
-            Precision::Int8 => Panels::Int8(Int8Panels::pack(arena, (n, k), weight)),
-            Precision::Bf16 => Panels::Bf16(pack_groups(arena, (n, k), weight, |x| bf16::from_f32(x).to_bits())),
-            Precision::F32 => Panels::F32(pack_groups(arena, (n, k), weight, |x| x)),
+        let panels = match held_as(precision, shape) {
+            Precision::Int8 => Panels::Int8(Int8Panels::pack(arena, shape, weight)),
+            Precision::Bf16 => Panels::Bf16(pack_groups(arena, shape, weight, |x| bf16::from_f32(x).to_bits())),
+            Precision::F32 => Panels::F32(pack_groups(arena, shape, weight, |x| x)),
             Precision::F16 => unreachable!("float16 is refused before weights are read"),
         };
+        let MatrixShape { n, k } = shape;
         let bias = bias.map(|mut bias| {
             bias.resize(n.next_multiple_of(PANEL), 0.0);
             bias
@@ -164,7 +174,7 @@ impl PackedMatrix {
 }
 
 /// The format of a weight: small ones and heads are exact, they cost nothing.
-const fn held_as(precision: Precision, (n, k): (usize, usize)) -> Precision {
+const fn held_as(precision: Precision, MatrixShape { n, k }: MatrixShape) -> Precision {
     let is_small = n < MIN_INT8_COLUMNS || block_size(k) < MIN_ROTATION;
     if matches!(precision, Precision::Int8) && is_small { Precision::F32 } else { precision }
 }
@@ -186,7 +196,7 @@ pub(super) const fn steps(precision: Precision, k: usize) -> usize {
 /// `[n/16][k/group][16][group]`, panels in parallel; what lies past n or k is zero.
 fn pack_groups<T: Plain>(
     arena: &Arena,
-    (n, k): (usize, usize),
+    MatrixShape { n, k }: MatrixShape,
     weight: &[f32],
     narrow: impl Fn(f32) -> T + Sync,
 ) -> Pages<T> {
@@ -209,7 +219,7 @@ fn pack_groups<T: Plain>(
 
 impl Int8Panels {
     #[expect(clippy::cast_possible_truncation, reason = "rounded and within ±127 by the choice of the scale")]
-    fn pack(arena: &Arena, (n, k): (usize, usize), weight: &[f32]) -> Self {
+    fn pack(arena: &Arena, MatrixShape { n, k }: MatrixShape, weight: &[f32]) -> Self {
         let isa = Isa::detect();
         let block = block_size(k);
         let panel_len = k.next_multiple_of(STEP) * PANEL;
@@ -250,7 +260,7 @@ mod tests {
 
     #[test]
     fn small_weights_stay_exact_where_int8_is_asked_for() {
-        let packed = |n: usize, k: usize| PackedMatrix::pack_as(Precision::Int8, (n, k), &vec![0.5; n * k], None);
+        let packed = |n: usize, k: usize| PackedMatrix::pack_as(Precision::Int8, n, k, &vec![0.5; n * k], None);
         assert_eq!(packed(128, 128).precision(), Precision::Int8);
         assert_eq!(packed(64, 128).precision(), Precision::Int8);
         assert_eq!(packed(63, 128).precision(), Precision::F32);

@@ -17,7 +17,7 @@ impl Rotary {
     /// # Panics
     /// Never; an odd `head_size` leaves its last value out and is refused by `arch`.
     #[expect(clippy::cast_possible_truncation, reason = "the reference computes in f32")]
-    pub fn new((base, divisor): (f32, f32), head_size: usize, positions: usize) -> Self {
+    pub fn new(base: f32, divisor: f32, head_size: usize, positions: usize) -> Self {
         let half = head_size / 2;
         let power = |i: usize| f64::from(base).powf(f64::from((2 * i) as f32 / head_size as f32)) as f32;
         let frequencies: Vec<f32> = (0..half).map(|i| 1.0 / power(i) / divisor).collect();

@@ -46,6 +46,7 @@ pub(super) struct Operand {
     pub(super) start: *const u8,
     /// Bytes from one row to the next.
     pub(super) stride: usize,
+    pub(super) n_rows: usize,
     /// The integer format's factor of each row; null for the others.
     pub(super) scales: *const f32,
 }
@@ -58,18 +59,27 @@ pub(super) struct Epilogue {
     pub(super) add: bool,
 }
 
-/// The product of `n_rows` rows with the column groups `groups`, written at the same columns of `out`.
+/// Where the result goes, and what happens to the sums on the way.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Output {
+    pub(super) rows: Rows,
+    pub(super) epilogue: Epilogue,
+}
+
+/// Panels that the rows pass over at once.
+#[derive(Debug, Clone)]
+struct Span {
+    panels: Range<usize>,
+    /// The first of those that come after.
+    next: usize,
+}
+
+/// The product of an operand's rows with the column groups `groups`, written at the same columns of the output.
 ///
 /// # Safety
-/// The thread holds [`tile::Registers`]. The operand holds `n_rows` rows of the weight's k; the view's weight is alive; `out` has `n_rows` rows of the weight's
-/// n values, of which no other thread touches the columns of these groups.
-pub(super) unsafe fn product(
-    isa: Isa,
-    (operand, n_rows): (Operand, usize),
-    weight: &MatrixView,
-    groups: Range<usize>,
-    (out, epilogue): (Rows, Epilogue),
-) {
+/// The thread holds [`tile::Registers`]. The operand's rows have the weight's k; the view's weight is alive; the output has
+/// as many rows of the weight's n values, of which no other thread touches the columns of these groups.
+pub(super) unsafe fn product(isa: Isa, operand: Operand, weight: &MatrixView, groups: Range<usize>, output: Output) {
     let n_panels = weight.n.div_ceil(PANEL);
     let at_once = panels_at_once(isa, weight.precision);
     let first = groups.start * GROUP;
@@ -79,18 +89,19 @@ pub(super) unsafe fn product(
         // What is needed next: the next panels, or the first ones again for the next rows.
         let next = if panels.end < end { panels.end } else { first };
         // SAFETY: passed on from the caller.
-        unsafe { panels_product(isa, (operand, n_rows), weight, (panels, next), (out, epilogue)) };
+        unsafe { panels_product(isa, operand, weight, Span { panels, next }, output) };
     }
 }
 
-/// As [`product`] for a few panels; `next` is the first of those that come after.
+/// As [`product`] for a few panels.
 unsafe fn panels_product(
     isa: Isa,
-    (operand, n_rows): (Operand, usize),
+    operand: Operand,
     weight: &MatrixView,
-    (all, next): (Range<usize>, usize),
-    (out, epilogue): (Rows, Epilogue),
+    Span { panels: all, next }: Span,
+    Output { rows: out, epilogue }: Output,
 ) {
+    let n_rows = operand.n_rows;
     let (max_rows, max_panels) = tile::largest(isa, weight.precision);
     let n_blocks = n_rows.div_ceil(max_rows);
     // Blocks of equal size, give or take one row: a last block of a single row would cost as much as one of four.
@@ -124,12 +135,12 @@ unsafe fn panels_product(
             let n_rows = least + usize::from(block < one_more);
             if n_columns == panels * PANEL {
                 // SAFETY: the tile lies inside the product that the caller promises.
-                unsafe { tile::run(isa, weight.precision, (n_rows, panels), &tile) };
+                unsafe { tile::run(isa, weight.precision, n_rows, panels, &tile) };
             } else {
                 // SAFETY: as above.
-                let multiply = |tile: &Tile| unsafe { tile::run(isa, weight.precision, (n_rows, panels), tile) };
+                let multiply = |tile: &Tile| unsafe { tile::run(isa, weight.precision, n_rows, panels, tile) };
                 // SAFETY: as above, and its columns end at n.
-                unsafe { cut_tile((n_rows, n_columns), tile, multiply) };
+                unsafe { cut_tile(n_rows, n_columns, tile, multiply) };
             }
             tile.a = tile.a.wrapping_add(n_rows * tile.a_stride);
             tile.c = tile.c.wrapping_add(n_rows * tile.c_stride);
@@ -140,9 +151,9 @@ unsafe fn panels_product(
     if epilogue.activation != Activation::None {
         let first_column = all.start * PANEL;
         let n_columns = (all.len() * PANEL).min(weight.n - first_column);
-        let written = (out.at(0, first_column), n_rows);
+        let written = out.at(0, first_column);
         // SAFETY: the rectangle that was just written.
-        unsafe { activate_rows(isa, epilogue.activation, written, n_columns) };
+        unsafe { activate_rows(isa, epilogue.activation, written, n_rows, n_columns) };
     }
 }
 
@@ -155,7 +166,7 @@ pub(super) const fn offset<T>(start: *const T, count: usize) -> *const T {
 ///
 /// # Safety
 /// `multiply` computes a tile of `n_rows` rows, the caller promises `n_columns` columns of C.
-pub(super) unsafe fn cut_tile((n_rows, n_columns): (usize, usize), tile: Tile, multiply: impl FnOnce(&Tile)) {
+pub(super) unsafe fn cut_tile(n_rows: usize, n_columns: usize, tile: Tile, multiply: impl FnOnce(&Tile)) {
     const WIDTH: usize = GROUP * PANEL;
     let mut aside = [0.0_f32; MAX_ROWS * WIDTH];
     multiply(&Tile { c: aside.as_mut_ptr(), c_stride: WIDTH, add: false, ..tile });

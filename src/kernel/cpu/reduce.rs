@@ -24,7 +24,7 @@ pub enum Reduce {
 }
 
 /// `hidden [T, width]`, offsets of B sequences and the rows to leave out of each to `[B, width]`.
-pub fn reduce(reduce: Reduce, hidden: &[f32], width: usize, (offsets, skips): (&[usize], &[usize])) -> Vec<f32> {
+pub fn reduce(reduce: Reduce, hidden: &[f32], width: usize, offsets: &[usize], skips: &[usize]) -> Vec<f32> {
     let mut out = vec![0.0; skips.len() * width];
     for (out, (span, skip)) in out.chunks_exact_mut(width).zip(offsets.windows(2).zip(skips)) {
         let rows = &hidden[span[0] * width..span[1] * width];

@@ -51,6 +51,15 @@ impl Rows {
     }
 }
 
+/// The first values of the first rows of a matrix.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rectangle {
+    pub(super) rows: Rows,
+    pub(super) n_rows: usize,
+    /// Values of each row.
+    pub(super) width: usize,
+}
+
 /// A row stride for `width` values: whole cache lines, an odd number of them. Rows whose distance is a multiple of 4,096
 /// bytes would all compete for the same few lines of the first-level cache.
 pub(super) const fn padded(width: usize) -> usize {

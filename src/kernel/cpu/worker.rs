@@ -11,9 +11,9 @@ use super::Isa;
 use super::activation::gate_rows;
 use super::attention::{AttentionScratch, QueryKeyValue, attend};
 use super::embed::{Tables, embed_row};
-use super::linear::{Growing, Input, InputScratch, linear};
+use super::linear::{Growing, Input, InputScratch, Product, Share, linear};
 use super::norm::{Norm, normalise_row};
-use super::product::{Epilogue, even_parts, row_chunk};
+use super::product::{Epilogue, Output, even_parts, row_chunk};
 use super::rows::{Rows, padded};
 use super::team::Team;
 use crate::kernel::{Activation, FeedForward, SelfAttention};
@@ -131,12 +131,12 @@ impl<'a> Worker<'a> {
         for row in self.own_rows() {
             // SAFETY: every member has its own rows.
             let out = unsafe { rows.row_mut(row, tables.width) };
-            embed_row(self.isa, out, tables, (self.tokens.ids[row], self.tokens.positions[row]));
+            embed_row(self.isa, out, tables, self.tokens.ids[row], self.tokens.positions[row]);
         }
         self.wait_unless_by_rows();
         if let Some(projection) = projection {
             // SAFETY: by columns everybody has waited for the rows, which nobody writes again before the next wait.
-            unsafe { self.multiply((rows, None), projection, (self.rows.hidden, false)) };
+            unsafe { self.multiply(Input { rows, norm: None }, projection, self.rows.hidden, false) };
             self.wait_unless_by_rows();
         }
     }
@@ -154,9 +154,10 @@ impl<'a> Worker<'a> {
     pub fn attend(&mut self, block: &SelfAttention, norms: Norms<'_>) {
         let (hidden, qkv) = (self.rows.hidden, self.rows.qkv);
         let mut column = 0;
+        let input = Input { rows: hidden, norm: norms.before };
         for part in &block.qkv {
             // SAFETY: buffers have all rows of the tile; members write disjoint parts, and wait where one reads another's.
-            unsafe { self.multiply((hidden, norms.before), part, (qkv.at(0, column), false)) };
+            unsafe { self.multiply(input, part, qkv.at(0, column), false) };
             column += part.weight.n();
         }
         self.team.wait();
@@ -164,8 +165,9 @@ impl<'a> Worker<'a> {
         // SAFETY: as above.
         unsafe { attend(self.isa, &block.attention, parts, &self.team, &mut self.scratch.attention) };
         self.team.wait();
+        let context = Input { rows: qkv, norm: None };
         // SAFETY: as above.
-        unsafe { self.multiply((qkv, None), &block.output, (hidden, true)) };
+        unsafe { self.multiply(context, &block.output, hidden, true) };
         self.finish_block(norms.after);
     }
 
@@ -181,17 +183,19 @@ impl<'a> Worker<'a> {
             return;
         }
         let (hidden, middle) = (self.rows.hidden, self.rows.middle);
+        let input = Input { rows: hidden, norm: norms.before };
         // SAFETY: columns are shared out, and members wait where one reads another's; few rows fit the middle.
-        unsafe { self.multiply((hidden, norms.before), &block.up, (middle, false)) };
+        unsafe { self.multiply(input, &block.up, middle, false) };
         self.team.wait();
         if let Some(activation) = block.gate {
             let own = self.own_rows();
             // SAFETY: every member has its own rows.
-            unsafe { gate_rows(self.isa, activation, (middle.at(own.start, 0), own.len()), block.down.weight.k()) };
+            unsafe { gate_rows(self.isa, activation, middle.at(own.start, 0), own.len(), block.down.weight.k()) };
             self.team.wait();
         }
+        let input = Input { rows: middle, norm: None };
         // SAFETY: as above.
-        unsafe { self.multiply((middle, None), &block.down, (hidden, true)) };
+        unsafe { self.multiply(input, &block.down, hidden, true) };
         self.finish_block(norms.after);
     }
 
@@ -201,41 +205,37 @@ impl<'a> Worker<'a> {
         let hidden = self.rows.hidden.at(rows.start, 0);
         let middle = self.rows.middle.at(self.team.index * row_chunk(isa), 0);
         let scratch = &mut self.scratch.input;
-        let epilogue = Epilogue { activation: block.up.activation, add: false };
         let (up, down) = (&*block.up.weight, &*block.down.weight);
         let input = Input { rows: hidden, norm };
+        let output = Output { rows: middle, epilogue: Epilogue { activation: block.up.activation, add: false } };
+        let share = Share { rows: 0..n, groups: 0..up.n_groups() };
         // SAFETY: these rows, and this part of the middle, are this member's alone.
-        unsafe { linear(isa, (input, 0..n), (up, 0..up.n_groups()), (middle, epilogue), scratch) };
+        unsafe { linear(isa, Product { input, weight: up, output }, share, scratch) };
         if let Some(activation) = block.gate {
             // SAFETY: as above.
-            unsafe { gate_rows(isa, activation, (middle, n), down.k()) };
+            unsafe { gate_rows(isa, activation, middle, n, down.k()) };
         }
         let input = Input { rows: middle, norm: None };
-        let epilogue = Epilogue { activation: Activation::None, add: true };
+        let output = Output { rows: hidden, epilogue: Epilogue { activation: Activation::None, add: true } };
+        let share = Share { rows: 0..n, groups: 0..down.n_groups() };
         // SAFETY: as above.
-        unsafe { linear(isa, (input, 0..n), (down, 0..down.n_groups()), (hidden, epilogue), scratch) };
+        unsafe { linear(isa, Product { input, weight: down, output }, share, scratch) };
     }
 
-    /// This member's part of a product over all rows.
+    /// This member's part of a product over all rows, written to `out` or added to it.
     ///
     /// # Safety
     /// Input and output have all rows of the tile; nobody writes the input meanwhile.
-    unsafe fn multiply(
-        &mut self,
-        (rows, norm): (Rows, Option<&Norm>),
-        op: &crate::kernel::Linear,
-        (out, add): (Rows, bool),
-    ) {
+    unsafe fn multiply(&mut self, input: Input<'_>, op: &crate::kernel::Linear, out: Rows, add: bool) {
         let weight = &*op.weight;
-        let (rows_range, groups) = if self.by_rows() {
-            (self.own_rows(), 0..weight.n_groups())
+        let share = if self.by_rows() {
+            Share { rows: self.own_rows(), groups: 0..weight.n_groups() }
         } else {
-            (0..self.n_rows(), self.team.share(weight.n_groups(), 1))
+            Share { rows: 0..self.n_rows(), groups: self.team.share(weight.n_groups(), 1) }
         };
-        let epilogue = Epilogue { activation: op.activation, add };
-        let input = Input { rows, norm };
+        let output = Output { rows: out, epilogue: Epilogue { activation: op.activation, add } };
         // SAFETY: passed on from the caller; shares of rows or columns do not overlap.
-        unsafe { linear(self.isa, (input, rows_range), (weight, groups), (out, epilogue), &mut self.scratch.input) };
+        unsafe { linear(self.isa, Product { input, weight, output }, share, &mut self.scratch.input) };
     }
 
     /// The norm behind a block.

@@ -1,7 +1,8 @@
 //! The kernels of `device/`, one function each: parameters in the order of the declaration, sizes checked.
 
+use super::matmul::Operands;
 use super::{Argument, BLOCK, Buffer, CudaError, Device, Format, Grid};
-use crate::kernel::{Activation, Norm, Reduce};
+use crate::kernel::{Activation, MatrixShape, Norm, Reduce};
 
 /// All kernels by name.
 #[rustfmt::skip]
@@ -27,7 +28,7 @@ pub const MAX_HEAD: usize = 128;
 /// A linear layer, `[n, k]` row-major.
 #[derive(Debug)]
 pub struct Weight {
-    pub shape: (usize, usize),
+    pub shape: MatrixShape,
     pub values: Buffer,
     /// `[n]`, in the same format.
     pub bias: Option<Buffer>,
@@ -96,6 +97,24 @@ pub enum Stream {
     Normalised,
     /// The sum itself.
     Sum,
+}
+
+/// The residual stream, `[tokens, width]`.
+#[derive(Debug, Clone, Copy)]
+pub struct Residual<'a> {
+    pub buffer: &'a Buffer,
+    pub width: usize,
+    /// What it holds afterwards.
+    pub becomes: Stream,
+}
+
+/// Columns from `first` on of a matrix whose rows have `stride` values.
+#[derive(Debug, Clone, Copy)]
+pub struct Columns<'a> {
+    pub buffer: &'a Buffer,
+    pub first: usize,
+    pub width: usize,
+    pub stride: usize,
 }
 
 const NULL: Argument = Argument::Pointer(0);
@@ -187,16 +206,16 @@ impl Pass<'_> {
     /// The device failed.
     pub fn add_norm(
         &self,
-        (residual, width): (&Buffer, usize),
+        Residual { buffer: residual, width, becomes }: Residual<'_>,
         block: Option<&Buffer>,
-        (norm, stream): (Option<&DeviceNorm>, Stream),
+        norm: Option<&DeviceNorm>,
         out: &Buffer,
     ) -> Result<(), CudaError> {
         let Self { device, format, tokens, .. } = *self;
         holds(residual, tokens * width, Format::F32);
         block.into_iter().chain([out]).for_each(|buffer| holds(buffer, tokens * width, format));
         let [gamma, beta, epsilon, kind] = DeviceNorm::arguments(norm);
-        let keep_sum = Argument::Int((stream == Stream::Sum).into());
+        let keep_sum = Argument::Int((becomes == Stream::Sum).into());
         let arguments =
             [pointer(residual), optional(block), gamma, beta, epsilon, kind, keep_sum, int(width), pointer(out)];
         device.launch(format.pick(["add_norm_f32", "add_norm_f16", "add_norm_bf16"]), by_row(tokens, width), &arguments)
@@ -225,12 +244,7 @@ impl Pass<'_> {
     ///
     /// # Errors
     /// The device failed.
-    pub fn gate(
-        &self,
-        (values, width): (&Buffer, usize),
-        activation: Activation,
-        out: &Buffer,
-    ) -> Result<(), CudaError> {
+    pub fn gate(&self, values: &Buffer, width: usize, activation: Activation, out: &Buffer) -> Result<(), CudaError> {
         let Self { device, format, tokens, .. } = *self;
         holds(values, 2 * tokens * width, format);
         holds(out, tokens * width, format);
@@ -284,28 +298,28 @@ impl Pass<'_> {
     /// # Errors
     /// The device failed.
     pub fn multiply(&self, x: &Buffer, weight: &Weight, out: &Buffer) -> Result<(), CudaError> {
-        let (n, k) = weight.shape;
+        let MatrixShape { n, k } = weight.shape;
         holds(x, self.tokens * k, self.format);
         holds(out, self.tokens * n, self.format);
         holds(&weight.values, n * k, self.format);
-        self.device.multiply((self.format, self.tokens), x, weight, out)
+        self.device.multiply(self.format, self.tokens, Operands { x, weight, out })
     }
 
-    /// One row per sequence of `hidden [tokens, width]`, into the columns of `out [sequences, stride]` from `column` on.
+    /// One row per sequence of `hidden [tokens, width]`, into as many columns of `out [sequences, stride]`.
     ///
     /// # Errors
     /// The device failed.
     pub fn pool(
         &self,
-        (hidden, width): (&Buffer, usize),
+        hidden: &Buffer,
         sequences: usize,
         reduce: Reduce,
-        (out, column, stride): (&Buffer, usize, usize),
+        Columns { buffer: out, first, width, stride }: Columns<'_>,
     ) -> Result<(), CudaError> {
         let places = self.places;
         holds(hidden, self.tokens * width, Format::F32);
         holds(out, sequences * stride, Format::F32);
-        assert!(column + width <= stride, "columns {column} to {} of {stride}", column + width);
+        assert!(first + width <= stride, "columns {first} to {} of {stride}", first + width);
         let reduce = match reduce {
             Reduce::First => 0,
             Reduce::Last => 1,
@@ -320,7 +334,7 @@ impl Pass<'_> {
             places.at(places.skips),
             Argument::Int(reduce),
             int(width),
-            int(column),
+            int(first),
             int(stride),
             pointer(out),
         ];

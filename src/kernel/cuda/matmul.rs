@@ -16,6 +16,7 @@ use cudarc::driver::CudaStream;
 use super::cublas::{self, Functions};
 use super::launch::Weight;
 use super::{Buffer, CudaError, Format};
+use crate::kernel::MatrixShape;
 
 /// What algorithms may use besides their operands; NVIDIA's recommendation for Hopper.
 const WORKSPACE_BYTES: usize = 32 << 20;
@@ -33,8 +34,16 @@ struct Key {
     format: Format,
     /// The most tokens.
     tokens: usize,
-    shape: (usize, usize),
+    shape: MatrixShape,
     bias: bool,
+}
+
+/// `out = x·weightᵀ + bias`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Operands<'a> {
+    pub(super) x: &'a Buffer,
+    pub(super) weight: &'a Weight,
+    pub(super) out: &'a Buffer,
 }
 
 /// cuBLASLt counts columns first: what are rows here are columns there, so `out = x·weightᵀ` is `outᵀ = weight·xᵀ`.
@@ -80,15 +89,15 @@ impl Matmul {
     pub(super) fn run(
         &mut self,
         stream: &Arc<CudaStream>,
-        (format, tokens): (Format, usize),
-        weight: &Weight,
-        (x, out): (u64, u64),
+        format: Format,
+        tokens: usize,
+        Operands { x, weight, out }: Operands<'_>,
     ) -> Result<(), CudaError> {
         const MANY: usize = 16;
         let tokens_planned = tokens.next_power_of_two().max(MANY);
         let key = Key { format, tokens: tokens_planned, shape: weight.shape, bias: weight.bias.is_some() };
         if !self.plans.contains_key(&key) {
-            let plan = Plan::new((self.library, self.handle), key, self.workspace.len())?;
+            let plan = Plan::new(self.library, self.handle, key, self.workspace.len())?;
             self.plans.insert(key, plan);
         }
         let Some(plan) = self.plans.get(&key) else { return Err(CudaError::Other("a plan vanished".to_owned())) };
@@ -106,12 +115,12 @@ impl Matmul {
                 (&raw const one).cast(),
                 weight.values.pointer as *const c_void,
                 plan.weight,
-                x as *const c_void,
+                x.pointer as *const c_void,
                 plan.x,
                 (&raw const zero).cast(),
-                out as *const c_void,
+                out.pointer as *const c_void,
                 plan.out,
-                out as *mut c_void,
+                out.pointer as *mut c_void,
                 plan.out,
                 &raw const plan.algorithm,
                 self.workspace.pointer as *mut c_void,
@@ -135,12 +144,13 @@ impl Drop for Matmul {
 
 impl Plan {
     fn new(
-        (library, handle): (&'static Functions, sys::cublasLtHandle_t),
+        library: &'static Functions,
+        handle: sys::cublasLtHandle_t,
         key: Key,
         workspace_bytes: usize,
     ) -> Result<Self, CudaError> {
         use sys::cublasLtMatmulDescAttributes_t as Attribute;
-        let (n, k) = (key.shape.0 as u64, key.shape.1 as u64);
+        let (n, k) = (key.shape.n as u64, key.shape.k as u64);
         let data = match key.format {
             Format::F32 => sys::cudaDataType_t::CUDA_R_32F,
             Format::F16 => sys::cudaDataType_t::CUDA_R_16F,

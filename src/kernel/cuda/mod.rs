@@ -28,7 +28,7 @@ use cudarc::driver::{
 use cudarc::nvrtc::Ptx;
 use thiserror::Error;
 
-use matmul::Matmul;
+use matmul::{Matmul, Operands};
 
 pub use format::Format;
 pub use pinned::Pinned;
@@ -319,15 +319,9 @@ impl Device {
     }
 
     /// See [`launch::Pass::multiply`], the only caller, which checks the sizes.
-    fn multiply(
-        &self,
-        (format, tokens): (Format, usize),
-        x: &Buffer,
-        weight: &launch::Weight,
-        out: &Buffer,
-    ) -> Result<(), CudaError> {
+    fn multiply(&self, format: Format, tokens: usize, operands: Operands<'_>) -> Result<(), CudaError> {
         let mut matmul = self.inner.matmul.lock().unwrap_or_else(PoisonError::into_inner);
-        matmul.run(&self.stream, (format, tokens), weight, (x.pointer, out.pointer))
+        matmul.run(&self.stream, format, tokens, operands)
     }
 }
 

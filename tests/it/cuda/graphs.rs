@@ -1,9 +1,9 @@
 //! Launches that are recorded and played: each time they do what they would do if they were asked for one by one.
 
 use embedserve::arch::packed::PackedBatch;
-use embedserve::kernel::cuda::launch::{Pass, Stream, Weight};
+use embedserve::kernel::cuda::launch::{Pass, Residual, Stream, Weight};
 use embedserve::kernel::cuda::{Buffer, Device, Format};
-use embedserve::kernel::{Activation, Precision};
+use embedserve::kernel::{Activation, MatrixShape, Precision};
 
 use super::overlap::{alone, batches, bits, encoder, submit};
 use super::{gpu, numbers};
@@ -21,14 +21,15 @@ async fn a_recording_does_with_other_inputs_what_its_launches_do() {
     let [weight, bias, first, second] = [n * k, n, tokens * k, tokens * k].map(|len| random.floats(len, 1.0));
     let numbers = numbers(&device, &[tokens], &[0], Format::F32);
     let upload = |values: &[f32]| Format::F32.upload(&device, values).unwrap();
-    let weight = Weight { shape: (n, k), values: upload(&weight), bias: Some(upload(&bias)) };
+    let weight = Weight { shape: MatrixShape { n, k }, values: upload(&weight), bias: Some(upload(&bias)) };
     let start = vec![0.5; tokens * n];
     let (mut x, mut sums, out, sum) = (upload(&first), upload(&start), upload(&start), upload(&start));
     let launches = |device: &Device, x: &Buffer, sums: &Buffer| {
         let pass = Pass { device, format: Format::F32, tokens, places: numbers.places() };
         pass.multiply(x, &weight, &out)?;
         pass.activate(&out, n, Activation::Gelu)?;
-        pass.add_norm((sums, n), Some(&out), (None, Stream::Sum), &sum)
+        let residual = Residual { buffer: sums, width: n, becomes: Stream::Sum };
+        pass.add_norm(residual, Some(&out), None, &sum)
     };
     let seen = |sums: &Buffer| [&out, sums, &sum].map(|buffer| bits(&device.read(buffer, tokens * n).unwrap()));
     // As any recording needs it: the plan of the product.

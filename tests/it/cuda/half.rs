@@ -2,7 +2,7 @@
 
 use embedserve::kernel::Precision;
 use embedserve::kernel::cuda::Format;
-use embedserve::kernel::cuda::launch::{DeviceAttention, Pass, Stream};
+use embedserve::kernel::cuda::launch::{DeviceAttention, Pass, Residual, Stream};
 use half::f16;
 
 use super::{gpu, loaded, narrow, numbers, widened};
@@ -25,7 +25,8 @@ async fn numbers_are_narrowed_and_widened_by_the_standard() {
     let pass = Pass { device: &device, format: Format::F16, tokens: 64, places: numbers.places() };
     let all: Vec<u16> = (0..=u16::MAX).collect();
     let (residual, out) = (device.upload(&vec![0.0_f32; all.len()]).unwrap(), device.allocate(2 * all.len()).unwrap());
-    pass.add_norm((&residual, width), Some(&device.upload(&all).unwrap()), (None, Stream::Sum), &out).unwrap();
+    let sum = |buffer| Residual { buffer, width, becomes: Stream::Sum };
+    pass.add_norm(sum(&residual), Some(&device.upload(&all).unwrap()), None, &out).unwrap();
     let wide = device.read(&residual, all.len()).unwrap();
     let back: Vec<u16> = narrow(&device, &out, all.len()).collect();
     for ((bits, wide), back) in all.iter().zip(&wide).zip(back) {
@@ -51,7 +52,7 @@ async fn numbers_are_narrowed_and_widened_by_the_standard() {
     let mut values: Vec<f32> = middles.chain(sizes).collect();
     values.resize(1 << 16, f32::INFINITY);
     let residual = device.upload(&values).unwrap();
-    pass.add_norm((&residual, width), None, (None, Stream::Sum), &out).unwrap();
+    pass.add_norm(sum(&residual), None, None, &out).unwrap();
     for (value, found) in values.iter().zip(narrow(&device, &out, values.len())) {
         assert_eq!(found, f16::from_f32(*value).to_bits(), "{value:e}");
     }

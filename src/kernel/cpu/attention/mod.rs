@@ -23,8 +23,8 @@ use super::activation::exp;
 use super::dispatch;
 use super::matrix::MatrixView;
 use super::norm::fold_lanes;
-use super::product::{Epilogue, Operand, product};
-use super::rows::{Rows, padded};
+use super::product::{Epilogue, Operand, Output, product};
+use super::rows::{Rectangle, Rows, padded};
 use super::team::Team;
 use super::tile::{GROUP, PANEL};
 use crate::kernel::Attention;
@@ -71,12 +71,12 @@ pub(super) unsafe fn attend(
     // Work is cut in proportion to cost, at any block of queries of any head of any sequence.
     let total: usize = op.n_heads * lengths().map(cost).sum::<usize>();
     let border = |index: usize| total * index / team.size;
-    let Range { start: from, end: to } = team.noted(border(team.index)..border(team.index + 1));
+    let share = team.noted(border(team.index)..border(team.index + 1));
     let mut done = 0;
     for (n, first_row) in lengths().zip(qkv.offsets) {
         let head_cost = cost(n);
         for head in 0..op.n_heads {
-            let blocks = share_of_blocks(n, (head_cost, done), (from, to));
+            let blocks = share_of_blocks(n, head_cost, done, &share);
             done += head_cost;
             if !blocks.is_empty() {
                 let head = Head { rows: qkv.rows.at(*first_row, head * size), inner: qkv.inner, size, n, index: head };
@@ -87,15 +87,15 @@ pub(super) unsafe fn attend(
     }
 }
 
-/// The blocks of one head whose work begins inside a member's share `from..to`, the head's own beginning at `done`.
-fn share_of_blocks(n: usize, (head_cost, done): (usize, usize), (from, to): (usize, usize)) -> Range<usize> {
+/// The blocks of one head whose work begins inside a member's share, the head's own beginning at `done`.
+fn share_of_blocks(n: usize, head_cost: usize, done: usize, share: &Range<usize>) -> Range<usize> {
     let n_blocks = n.div_ceil(QUERY_BLOCK);
     let begins = |block: usize| done + head_cost * block / n_blocks;
     let first = |border: usize| (0..n_blocks).find(|block| begins(*block) >= border).unwrap_or(n_blocks);
-    if done + head_cost <= from || done >= to {
+    if done + head_cost <= share.start || done >= share.end {
         return 0..0;
     }
-    first(from)..first(to)
+    first(share.start)..first(share.end)
 }
 
 /// One head of one sequence.
@@ -127,11 +127,11 @@ unsafe fn attend_head(
     AttentionScratch { turned, queries, keys, values, scores, shares, bias }: &mut AttentionScratch,
 ) {
     let (n, size) = (head.n, head.size);
-    let format = (isa, op.precision);
+    let precision = op.precision;
     // SAFETY: nobody writes keys and values during `attend`.
-    unsafe { keys.pack_keys(format, op.rotary.as_deref(), head) };
+    unsafe { keys.pack_keys(isa, precision, op.rotary.as_deref(), head) };
     // SAFETY: as above.
-    unsafe { values.pack_values(format, head) };
+    unsafe { values.pack_values(isa, precision, head) };
     if let Some(distances) = &op.bias {
         distances.expand(head.index, n, bias);
     }
@@ -155,13 +155,14 @@ unsafe fn attend_head(
         // The keys that any query of the block sees, from a whole panel on.
         let seen = first.saturating_sub(reach) / PANEL * PANEL..n.min(first + n_rows + reach);
         let table = Rows::new(scores, stride);
+        let from = Rectangle { rows: from, n_rows, width: size };
         // SAFETY: this block of queries is this member's own.
-        let from = unsafe { queries.operand(format, from, (n_rows, size)) };
+        let from = unsafe { queries.operand(isa, precision, from) };
         // Scores of the zeros past the last key are computed too, and left out of the softmax.
         let width = seen.len().next_multiple_of(PANEL);
-        let view = keys.view((seen.start / PANEL, 0), size, width);
+        let view = keys.view(seen.start / PANEL, 0, size, width);
         // SAFETY: the score table holds the rows of a block and whole panels of keys, and belongs to this thread.
-        unsafe { all_columns(isa, (from, n_rows), &view, table) };
+        unsafe { all_columns(isa, from, &view, table) };
         let mut factors = [0.0_f32; QUERY_BLOCK];
         for (row, factor) in factors.iter_mut().take(n_rows).enumerate() {
             let query = first + row;
@@ -182,12 +183,13 @@ unsafe fn attend_head(
             row[..columns.start].fill(0.0);
             row[columns.end..].fill(0.0);
         }
-        let view = values.view((0, seen.start), seen.len(), size);
+        let view = values.view(0, seen.start, seen.len(), size);
+        let weights = Rectangle { rows: table, n_rows, width };
         // SAFETY: the score table belongs to this thread.
-        let weights = unsafe { shares.operand(format, table, (n_rows, width)) };
+        let weights = unsafe { shares.operand(isa, precision, weights) };
         let out = head.rows.at(first, 0);
         // SAFETY: the place of this block's queries, which nobody needs any more; the head's columns only.
-        unsafe { all_columns(isa, (weights, n_rows), &view, out) };
+        unsafe { all_columns(isa, weights, &view, out) };
         for (row, factor) in factors.iter().take(n_rows).enumerate() {
             // SAFETY: as above.
             let row = unsafe { out.row_mut(row, size) };
@@ -199,9 +201,10 @@ unsafe fn attend_head(
 
 /// # Safety
 /// See [`product`].
-unsafe fn all_columns(isa: Isa, rows: (Operand, usize), view: &MatrixView, out: Rows) {
+unsafe fn all_columns(isa: Isa, operand: Operand, view: &MatrixView, out: Rows) {
+    let output = Output { rows: out, epilogue: Epilogue::default() };
     // SAFETY: passed on from the caller.
-    unsafe { product(isa, rows, view, 0..view.n.div_ceil(GROUP * PANEL), (out, Epilogue::default())) };
+    unsafe { product(isa, operand, view, 0..view.n.div_ceil(GROUP * PANEL), output) };
 }
 
 /// Replaces `x` by `exp(scale·(x − max))`; returns one over their sum. Whole panels; −∞ counts as nothing.

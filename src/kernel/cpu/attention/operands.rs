@@ -8,7 +8,7 @@ use crate::kernel::cpu::matrix::{MatrixView, group_size};
 use crate::kernel::cpu::position::Rotary;
 use crate::kernel::cpu::product::Operand;
 use crate::kernel::cpu::quantise::{interleave, narrow};
-use crate::kernel::cpu::rows::Rows;
+use crate::kernel::cpu::rows::{Rectangle, Rows};
 use crate::kernel::cpu::tile::{LINE, PANEL, READ_ROWS, Scales, steps_at_once};
 use crate::kernel::cpu::transpose::transpose;
 
@@ -32,12 +32,7 @@ impl Panels {
     ///
     /// # Safety
     /// Nobody writes the keys meanwhile.
-    pub(super) unsafe fn pack_keys(
-        &mut self,
-        (isa, precision): (Isa, Precision),
-        rotary: Option<&Rotary>,
-        head: &Head,
-    ) {
+    pub(super) unsafe fn pack_keys(&mut self, isa: Isa, precision: Precision, rotary: Option<&Rotary>, head: &Head) {
         let size = head.size;
         self.k = size;
         self.exact.clear();
@@ -80,7 +75,7 @@ impl Panels {
     ///
     /// # Safety
     /// Nobody writes the values meanwhile.
-    pub(super) unsafe fn pack_values(&mut self, (isa, precision): (Isa, Precision), head: &Head) {
+    pub(super) unsafe fn pack_values(&mut self, isa: Isa, precision: Precision, head: &Head) {
         let n = head.n;
         self.k = n;
         self.exact.clear();
@@ -122,7 +117,7 @@ impl Panels {
     }
 
     /// `n` columns from a panel on, `k` steps of each from a step on. That step begins a panel of keys.
-    pub(super) fn view(&self, (panel, step): (usize, usize), k: usize, n: usize) -> MatrixView {
+    pub(super) fn view(&self, panel: usize, step: usize, k: usize, n: usize) -> MatrixView {
         let group = group_size(self.precision);
         let steps = k.div_ceil(group).next_multiple_of(self.at_once);
         let stride = self.stride;
@@ -154,19 +149,19 @@ impl Panels {
 pub(super) struct NarrowRows(Vec<u16>);
 
 impl NarrowRows {
-    /// `n_rows` rows of `width` values: where they lie, or here, narrowed.
+    /// The rows of a rectangle: where they lie, or here, narrowed.
     ///
     /// # Safety
     /// The rows are there, and nobody writes them meanwhile.
     pub(super) unsafe fn operand(
         &mut self,
-        (isa, precision): (Isa, Precision),
-        rows: Rows,
-        (n_rows, width): (usize, usize),
+        isa: Isa,
+        precision: Precision,
+        Rectangle { rows, n_rows, width }: Rectangle,
     ) -> Operand {
         if precision == Precision::F32 {
             let stride = rows.stride() * size_of::<f32>();
-            return Operand { start: rows.as_ptr().cast_const().cast(), stride, scales: std::ptr::null() };
+            return Operand { start: rows.as_ptr().cast_const().cast(), stride, n_rows, scales: std::ptr::null() };
         }
         let steps = width.div_ceil(group_size(precision)).next_multiple_of(steps_at_once(isa, precision));
         let stride = steps * group_size(precision);
@@ -177,6 +172,6 @@ impl NarrowRows {
             // What is behind the row meets zeros, and must not be a NaN from before.
             out[width..].fill(0);
         }
-        Operand { start: self.0.as_ptr().cast(), stride: stride * size_of::<u16>(), scales: std::ptr::null() }
+        Operand { start: self.0.as_ptr().cast(), stride: stride * size_of::<u16>(), n_rows, scales: std::ptr::null() }
     }
 }

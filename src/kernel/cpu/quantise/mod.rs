@@ -52,7 +52,7 @@ fn butterflies(block: &mut [f32]) {
 /// `round(x/s) + 128` with `s = largest/127`, which is returned; a row of zeros has scale 1.
 ///
 /// A row with a NaN or an infinity gets a scale that is not finite, so that its result shows it.
-pub(super) fn quantise(isa: Isa, (row, largest): (&[f32], f32), out: &mut [u8]) -> f32 {
+pub(super) fn quantise(isa: Isa, row: &[f32], largest: f32, out: &mut [u8]) -> f32 {
     let scale = if largest == 0.0 { 1.0 } else { largest / 127.0 };
     let inverse = 1.0 / scale;
     dispatch!(isa, round_row(row: &[f32], inverse: f32, out: &mut [u8]));
@@ -155,7 +155,7 @@ mod tests {
             let row: Vec<f32> = (0..77).map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.037).collect();
             let mut out = vec![0; row.len()];
             let largest = row.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
-            let scale = quantise(isa, (&row, largest), &mut out);
+            let scale = quantise(isa, &row, largest, &mut out);
             for (x, byte) in row.iter().zip(&out) {
                 assert!((x - scale * (f32::from(*byte) - 128.0)).abs() <= 0.5001 * scale, "{isa} {x}");
             }
@@ -164,12 +164,12 @@ mod tests {
                 let mut row = [1.0; 64];
                 row[40] = x;
                 let largest = rotate(isa, 32, &mut row);
-                quantise(isa, (&row, largest), &mut [0; 64])
+                quantise(isa, &row, largest, &mut [0; 64])
             };
             assert!(scale(f32::NAN).is_nan());
             assert!(!scale(f32::INFINITY).is_finite());
             assert!((scale(1.0) - 32.0 / 127.0).abs() < 1e-6);
-            assert_eq!(quantise(isa, (&[0.0; 40], 0.0), &mut [0; 40]).to_bits(), 1.0_f32.to_bits());
+            assert_eq!(quantise(isa, &[0.0; 40], 0.0, &mut [0; 40]).to_bits(), 1.0_f32.to_bits());
         }
     }
 

@@ -152,7 +152,7 @@ impl Sums {
 
 /// # Safety
 /// See [`super::run`]. The registers are configured.
-pub(super) unsafe fn run(precision: Precision, (rows, panels): (usize, usize), tile: &Tile) {
+pub(super) unsafe fn run(precision: Precision, rows: usize, panels: usize, tile: &Tile) {
     debug_assert!(CONFIGURED.get(), "the tile registers of this thread are not configured");
     macro_rules! choose {
         ($($int8:literal $tall:literal)*) => {

@@ -15,7 +15,7 @@ use crate::kernel::Precision;
 
 /// # Safety
 /// See [`super::run`].
-pub(super) unsafe fn run(precision: Precision, (rows, panels): (usize, usize), tile: &Tile) {
+pub(super) unsafe fn run(precision: Precision, rows: usize, panels: usize, tile: &Tile) {
     macro_rules! choose {
         ($body:ident: $($rows:literal)*) => {
             match (rows, panels) {

@@ -152,15 +152,15 @@ pub(super) const fn largest(isa: Isa, precision: Precision) -> (usize, usize) {
 /// The instruction set is there, and the thread holds [`Registers`]. `rows` and `panels` are at least 1 and at most
 /// [`largest`]. All rows of A and C, all panels of B and every vector named in `tile` that is not null can be read (C:
 /// written) over the whole tile, on AMX at least [`READ_ROWS`] rows of A; no other thread touches that part of C.
-pub(super) unsafe fn run(isa: Isa, precision: Precision, (rows, panels): (usize, usize), tile: &Tile) {
+pub(super) unsafe fn run(isa: Isa, precision: Precision, rows: usize, panels: usize, tile: &Tile) {
     debug_assert!(rows <= largest(isa, precision).0 && panels <= largest(isa, precision).1, "the tile is too large");
     match (isa, precision) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: passed on from the caller.
-        (Isa::Amx, Precision::Bf16 | Precision::Int8) => unsafe { amx::run(precision, (rows, panels), tile) },
+        (Isa::Amx, Precision::Bf16 | Precision::Int8) => unsafe { amx::run(precision, rows, panels, tile) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        (Isa::Avx512 | Isa::Amx, _) => unsafe { avx512::run(precision, (rows, panels), tile) },
+        (Isa::Avx512 | Isa::Amx, _) => unsafe { avx512::run(precision, rows, panels, tile) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         (Isa::Avx2, Precision::F32) => unsafe { avx2::run(rows, tile) },

@@ -61,7 +61,7 @@ pub(in crate::kernel::cpu) struct Source {
 /// The lines can be read, and [`PANEL_BLOCK_LEN`] halves written.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn split_panel_block<const WHOLE: bool>((from, lines): (*const u8, usize), to: *mut u16) {
+unsafe fn split_panel_block<const WHOLE: bool>(from: *const u8, lines: usize, to: *mut u16) {
     // Halves 0 to 15 are the even line's, 16 to 31 the odd one's.
     let order = {
         let mut order = [0; 2 * PANEL];
@@ -146,7 +146,7 @@ fn widen(halves: __m256i) -> __m512 {
 /// # Safety
 /// As [`crate::kernel::cpu::tile::run`], for operands in the form above. With a source, its panels can be read, and nobody
 /// else reads or writes B.
-pub(in crate::kernel::cpu) unsafe fn run((rows, panels): (usize, usize), tile: &Tile, source: Option<&Source>) {
+pub(in crate::kernel::cpu) unsafe fn run(rows: usize, panels: usize, tile: &Tile, source: Option<&Source>) {
     match (rows > SIDE, panels) {
         // SAFETY: passed on from the caller, here and below.
         (false, 1) => unsafe { tile_of::<false, 1>(rows, tile, source) },
@@ -180,9 +180,9 @@ unsafe fn tile_of<const TALL: bool, const PANELS: usize>(rows: usize, tile: &Til
                 // SAFETY: the caller promises the panels of the source, and the place of B.
                 unsafe {
                     if lines == BLOCK {
-                        split_panel_block::<true>((from, lines), to);
+                        split_panel_block::<true>(from, lines, to);
                     } else {
-                        split_panel_block::<false>((from, lines), to);
+                        split_panel_block::<false>(from, lines, to);
                     }
                 }
             }
@@ -192,7 +192,7 @@ unsafe fn tile_of<const TALL: bool, const PANELS: usize>(rows: usize, tile: &Til
     split(0);
     for block in 0..tile.steps {
         // SAFETY: the caller promises this block of sixteen rows from both starts, and of all panels.
-        unsafe { multiply_block::<TALL, PANELS>((a, tile.a_stride, second_row), place(block)) };
+        unsafe { multiply_block::<TALL, PANELS>(a, tile.a_stride, second_row, place(block)) };
         if block + 1 < tile.steps {
             split(block + 1);
         }
@@ -210,7 +210,9 @@ unsafe fn tile_of<const TALL: bool, const PANELS: usize>(rows: usize, tile: &Til
 /// Sixteen rows of A from both starts, and both panels, have this block.
 #[inline]
 unsafe fn multiply_block<const TALL: bool, const PANELS: usize>(
-    (a, a_stride, second_row): (*const u8, usize, usize),
+    a: *const u8,
+    a_stride: usize,
+    second_row: usize,
     b: *const u8,
 ) {
     let below = a.wrapping_add(second_row * a_stride);
@@ -296,7 +298,7 @@ mod tests {
             let panel = values(lines * PANEL);
             let mut parts = vec![7; PANEL_BLOCK_LEN];
             // SAFETY: the level was just checked; a block that is not whole reads no further than its lines.
-            unsafe { split_panel_block::<false>((panel.as_ptr().cast(), lines), parts.as_mut_ptr()) };
+            unsafe { split_panel_block::<false>(panel.as_ptr().cast(), lines, parts.as_mut_ptr()) };
             for (k, column) in (0..BLOCK).flat_map(|k| (0..PANEL).map(move |column| (k, column))) {
                 let place = |part: usize| ((part * SIDE + k / 2) * PANEL + column) * 2 + k % 2;
                 let sum: f64 = (0..PARTS).map(|part| value(parts[place(part)])).sum();
