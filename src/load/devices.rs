@@ -108,7 +108,8 @@ impl Placed {
     pub(super) fn spawn(
         self,
         model: &str,
-        (queue, limits): (&Queue, runner::Limits),
+        queue: &Queue,
+        limits: runner::Limits,
         shared: &Shared,
     ) -> Result<Vec<Runner>, LoadError> {
         let mut runners = Vec::with_capacity(self.devices.len());

@@ -35,6 +35,7 @@ use crate::observe::progress::LoadProgress;
 use crate::request::{Dimensions, RequestLimits};
 use crate::runner::warmup::WarmupError;
 use crate::runner::{self, RunnerInfo};
+use crate::source::ModelFolder;
 use crate::source::notes::Notes;
 use crate::threads::Threads;
 use crate::tokenize::load::TokenizerLoadError;
@@ -103,6 +104,13 @@ pub struct Shared {
     pub memory_limit: Option<u64>,
 }
 
+/// How models are served: what a request may ask for, and what becomes one batch.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings<'a> {
+    pub requests: &'a RequestConfig,
+    pub batch: &'a BatchConfig,
+}
+
 /// A model ready to serve, and the threads to join when it is closed.
 #[derive(Debug)]
 pub struct Loaded {
@@ -117,17 +125,18 @@ pub struct Loaded {
 /// See [`LoadError`].
 pub fn load(
     spec: &ModelSpec,
-    folder: &Path,
-    revision: Option<&str>,
-    (requests, batch): (&RequestConfig, &BatchConfig),
-    (shared, progress): (&Shared, &LoadProgress),
+    folder: &ModelFolder,
+    settings: Settings<'_>,
+    shared: &Shared,
+    progress: &LoadProgress,
 ) -> Result<Loaded, LoadError> {
     let start = Instant::now();
+    let Settings { requests, batch } = settings;
     progress.enter("reading weights".to_owned(), 0);
-    let modules = Modules::read(folder, spec.pooling, spec.normalize)?;
-    let config = required_json(&folder.join("config.json"))?;
+    let modules = Modules::read(&folder.path, spec.pooling, spec.normalize)?;
+    let config = required_json(&folder.path.join("config.json"))?;
     check_architecture(spec, &config)?;
-    let weight_files = weight_files(folder)?;
+    let weight_files = weight_files(&folder.path)?;
     let compute = compute(spec, shared)?;
     let described = Described::read(&config)?;
     let hidden_size = described.spec.hidden_size;
@@ -138,7 +147,7 @@ pub fn load(
     let tokenizer = Tokenizer::load(
         TokenizerSource {
             name: &spec.id,
-            path: &folder.join("tokenizer.json"),
+            path: &folder.path.join("tokenizer.json"),
             vocab_rows: described.spec.vocab_size,
             lower_case: modules.lower_case,
             include_prompt: spec.include_prompt.unwrap_or(modules.include_prompt),
@@ -162,7 +171,7 @@ pub fn load(
     let (probe_tokens, forward) =
         placed.slowest().map_or((1, Duration::from_secs(1)), |canary| (canary.n_tokens(), canary.took()));
     let tokens_per_second = probe_tokens as f64 / forward.as_secs_f64().max(1e-6);
-    let wanted = batch_budget((batch, &shared.seats), limits.max_tokens, tokens_per_second)?;
+    let wanted = batch_budget(batch, &shared.seats, limits.max_tokens, tokens_per_second)?;
     let budget = placed.fit(wanted, limits.max_tokens)?;
     let device = shared.seats.iter().map(|seat| seat.target.label()).collect::<Vec<_>>();
     if budget.tokens < wanted.tokens {
@@ -176,14 +185,15 @@ pub fn load(
     }
 
     model_metrics.set_info(&ModelInfo {
-        revision: revision.unwrap_or("none").to_owned(),
+        revision: folder.revision.as_deref().unwrap_or("none").to_owned(),
         architecture: described.architecture.clone(),
         dtype: compute.precision.to_string(),
         devices: device.clone(),
         pooling: modules.pooling_name(),
         dimensions: limits.dimensions,
     });
-    let memory = memory::measure((placed.weight_bytes, memory::tokenizer(folder)), &described.spec, budget.tokens);
+    let tokenizer_bytes = memory::tokenizer(&folder.path);
+    let memory = memory::measure(placed.weight_bytes, tokenizer_bytes, &described.spec, budget.tokens);
     model_metrics.loaded(start.elapsed(), memory.weight_bytes);
     model_metrics.scratch(memory.scratch_bytes);
     tracing::info!(
@@ -214,7 +224,7 @@ pub fn load(
         longest_row: limits.max_tokens,
         isolation_passes_per_second: batch.device.isolation_passes_per_second,
     };
-    let runners = placed.spawn(&spec.id, (&queue, bounds), shared)?;
+    let runners = placed.spawn(&spec.id, &queue, bounds, shared)?;
     let (runners, threads): (Vec<_>, Vec<_>) = runners.into_iter().map(|runner| (runner.info, runner.thread)).unzip();
     let Some(runner) = runners.into_iter().reduce(RunnerInfo::beside) else { return Err(LoadError::NoDevice) };
     Ok(Loaded { served: Served { limits, tokenizer, queue, runner }, memory, threads })
@@ -314,7 +324,8 @@ fn limits(
 /// batch before its own, and never more than the kernels need to run at full speed: without padding, larger batches gain
 /// nothing. One row of the longest kind always fits.
 fn batch_budget(
-    (batch, seats): (&BatchConfig, &[Seat]),
+    batch: &BatchConfig,
+    seats: &[Seat],
     max_tokens: usize,
     tokens_per_second: f64,
 ) -> Result<Budget, LoadError> {
