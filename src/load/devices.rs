@@ -55,38 +55,46 @@ pub(super) struct Parts<'a> {
     pub(super) dimensions: Dimensions,
 }
 
-/// A model on its devices.
-pub(super) struct Placed {
+/// A model on its devices: the same on each of them.
+pub(super) struct Replicas {
     /// By seat.
-    devices: Vec<(String, Computation, Canary)>,
-    /// On each of them.
+    replicas: Vec<Replica>,
+    /// On each device.
     pub(super) weight_bytes: u64,
 }
 
-impl Placed {
+/// A model on one device.
+struct Replica {
+    /// The device's own name.
+    device: String,
+    computation: Computation,
+    canary: Canary,
+}
+
+impl Replicas {
     /// Builds the model on every seat, one after the other, and tests it there.
     ///
     /// # Errors
     /// A model that cannot be built there, or fails a test; devices that do not agree.
     pub(super) fn load(parts: &Parts<'_>, shared: &Shared, progress: &LoadProgress) -> Result<Self, LoadError> {
         let probe = parts.tokenizer.encode_probe(PROBE).map_err(LoadError::Probe)?;
-        let mut placed = Self { devices: Vec::with_capacity(shared.seats.len()), weight_bytes: 0 };
+        let mut loaded = Self { replicas: Vec::with_capacity(shared.seats.len()), weight_bytes: 0 };
         for seat in &shared.seats {
             let (mut computation, weight_bytes) = parts.build(seat, shared, progress)?;
-            placed.weight_bytes = weight_bytes;
+            loaded.weight_bytes = weight_bytes;
             progress.enter("warming up".to_owned(), 0);
             let canary = warmup::self_test(&mut computation, &probe, parts.dimensions)?;
-            if let Some((_, _, first)) = placed.devices.first() {
-                warmup::compare(first, &canary, computation.encoder.company_bound())?;
+            if let Some(first) = loaded.replicas.first() {
+                warmup::compare(&first.canary, &canary, computation.encoder.company_bound())?;
             }
-            placed.devices.push((seat.target.label(), computation, canary));
+            loaded.replicas.push(Replica { device: seat.target.label(), computation, canary });
         }
-        Ok(placed)
+        Ok(loaded)
     }
 
     /// The probe, as the slowest device computes it.
     pub(super) fn slowest(&self) -> Option<&Canary> {
-        self.devices.iter().map(|(_, _, canary)| canary).max_by_key(|canary| canary.took())
+        self.replicas.iter().map(|replica| &replica.canary).max_by_key(|canary| canary.took())
     }
 
     /// The batches that fit every device, no larger than wanted, with their memory taken.
@@ -95,8 +103,8 @@ impl Placed {
     /// A device without room for the longest row.
     pub(super) fn fit(&mut self, wanted: Budget, longest_row: usize) -> Result<Budget, LoadError> {
         let mut budget = wanted;
-        for (_, computation, _) in &mut self.devices {
-            budget = warmup::fit(computation, budget, longest_row)?;
+        for replica in &mut self.replicas {
+            budget = warmup::fit(&mut replica.computation, budget, longest_row)?;
         }
         Ok(budget)
     }
@@ -112,8 +120,8 @@ impl Placed {
         limits: runner::Limits,
         shared: &Shared,
     ) -> Result<Vec<Runner>, LoadError> {
-        let mut runners = Vec::with_capacity(self.devices.len());
-        for (number, (device, computation, canary)) in self.devices.into_iter().enumerate() {
+        let mut runners = Vec::with_capacity(self.replicas.len());
+        for (number, Replica { device, computation, canary }) in self.replicas.into_iter().enumerate() {
             let (model, own) = (model.to_owned(), queue.for_device(number));
             let device = Device { model, device, computation, canary, queue: own, limits };
             match runner::spawn(device, &shared.metrics) {

@@ -42,7 +42,7 @@ use crate::tokenize::load::TokenizerLoadError;
 use crate::tokenize::workers::Workers;
 use crate::tokenize::{Tokenizer, TokenizerSource};
 use crate::weights::{WeightsError, shown};
-use devices::{Parts, Placed};
+use devices::{Parts, Replicas};
 use gate::GateError;
 use modules::prompts::NoSuchPrompt;
 use modules::{Modules, ModulesError, required_json};
@@ -167,12 +167,12 @@ pub fn load(
         tokenizer: &tokenizer,
         dimensions: Dimensions::native(&limits),
     };
-    let mut placed = Placed::load(&parts, shared, progress)?;
+    let mut replicas = Replicas::load(&parts, shared, progress)?;
     let (probe_tokens, forward) =
-        placed.slowest().map_or((1, Duration::from_secs(1)), |canary| (canary.n_tokens(), canary.took()));
+        replicas.slowest().map_or((1, Duration::from_secs(1)), |canary| (canary.n_tokens(), canary.took()));
     let tokens_per_second = probe_tokens as f64 / forward.as_secs_f64().max(1e-6);
     let wanted = batch_budget(batch, &shared.seats, limits.max_tokens, tokens_per_second)?;
-    let budget = placed.fit(wanted, limits.max_tokens)?;
+    let budget = replicas.fit(wanted, limits.max_tokens)?;
     let device = shared.seats.iter().map(|seat| seat.target.label()).collect::<Vec<_>>();
     if budget.tokens < wanted.tokens {
         let (tokens, wanted) = (budget.tokens, wanted.tokens);
@@ -193,7 +193,7 @@ pub fn load(
         dimensions: limits.dimensions,
     });
     let tokenizer_bytes = memory::tokenizer(&folder.path);
-    let memory = memory::measure(placed.weight_bytes, tokenizer_bytes, &described.spec, budget.tokens);
+    let memory = memory::measure(replicas.weight_bytes, tokenizer_bytes, &described.spec, budget.tokens);
     model_metrics.loaded(start.elapsed(), memory.weight_bytes);
     model_metrics.scratch(memory.scratch_bytes);
     tracing::info!(
@@ -224,7 +224,7 @@ pub fn load(
         longest_row: limits.max_tokens,
         isolation_passes_per_second: batch.device.isolation_passes_per_second,
     };
-    let runners = placed.spawn(&spec.id, &queue, bounds, shared)?;
+    let runners = replicas.spawn(&spec.id, &queue, bounds, shared)?;
     let (runners, threads): (Vec<_>, Vec<_>) = runners.into_iter().map(|runner| (runner.info, runner.thread)).unzip();
     let Some(runner) = runners.into_iter().reduce(RunnerInfo::beside) else { return Err(LoadError::NoDevice) };
     Ok(Loaded { served: Served { limits, tokenizer, queue, runner }, memory, threads })

@@ -7,7 +7,7 @@ use super::lead::Lead;
 use super::token_arrays::{Reading, Rules, Vocabulary};
 use super::{EncodedRow, Model};
 use crate::observe::metrics::ArrayReading;
-use crate::request::{Input, Place, RequestError, Truncation};
+use crate::request::{Input, InputLocation, RequestError, Truncation};
 
 /// Texts of fewer bytes together are tokenised where they arrive: a few microseconds in plain English, and a quarter of a
 /// millisecond at the very worst.
@@ -68,11 +68,11 @@ impl Job {
         has_left: &dyn Fn() -> bool,
     ) -> Result<Vec<EncodedRow>, RequestError> {
         let lead = self.model.lead(&self.prompt, self.truncation)?;
-        let encode = |(index, input)| self.encode_input(input, Place::input(self.single, first + index), &lead);
+        let encode = |(index, input)| self.encode_input(input, InputLocation::at(self.single, first + index), &lead);
         inputs.into_iter().enumerate().take_while(|_| !has_left()).map(encode).collect()
     }
 
-    fn encode_input(&self, input: Input, place: Place, lead: &Lead<'_>) -> Result<EncodedRow, RequestError> {
+    fn encode_input(&self, input: Input, place: InputLocation, lead: &Lead<'_>) -> Result<EncodedRow, RequestError> {
         let Self { model, rules, truncation, .. } = self;
         let ids = match input {
             Input::Text(text) => return model.encode_text(&text, lead, place, *truncation),

@@ -25,7 +25,7 @@ use futures_util::stream::{FuturesOrdered, StreamExt};
 use thiserror::Error;
 
 use crate::observe::metrics::{ModelMetrics, Refusal};
-use crate::request::{EmbedRequest, Measured, Place, RequestError, RequestLimits, Side, TokenRow, Truncation};
+use crate::request::{EmbedRequest, InputLocation, Measured, RequestError, RequestLimits, Side, TokenRow, Truncation};
 use job::{Job, Rows};
 use lead::Lead;
 use load::{Frame, Loaded, TokenizerLoadError};
@@ -243,7 +243,7 @@ impl Model {
         &self,
         text: &str,
         lead: &Lead<'_>,
-        place: Place,
+        place: InputLocation,
         truncation: Truncation,
     ) -> Result<EncodedRow, RequestError> {
         let cap = self.limits.max_input_bytes;
@@ -288,7 +288,7 @@ impl Model {
     }
 
     /// Frames the content, cutting it when that was asked for.
-    fn fit(&self, content: Vec<u32>, place: Place, truncation: Truncation) -> Result<EncodedRow, RequestError> {
+    fn fit(&self, content: Vec<u32>, place: InputLocation, truncation: Truncation) -> Result<EncodedRow, RequestError> {
         let tokens = content.len() + self.frame.len();
         if tokens > truncation.max_tokens && truncation.side.is_none() {
             let (limit, measured) = (self.limits.max_tokens, Measured::Tokens(tokens));

@@ -16,7 +16,7 @@ const XLM_R: Model = Model { prefix: 0, suffix: 2, rows: 250_002 };
 fn read(ids: &[i64], rules: &Rules, model: Model) -> Result<Reading, RequestError> {
     let frame = Frame { prefix: vec![model.prefix], suffix: vec![model.suffix] };
     let vocabulary = Vocabulary { frame: &frame, rows: model.rows, model: "m" };
-    rules.read(ids, Place::input(false, 0), &vocabulary)
+    rules.read(ids, InputLocation::at(false, 0), &vocabulary)
 }
 
 fn rules(policy: TokenArrays, encoding: Option<TokenEncoding>, name: &str) -> Rules {

@@ -96,7 +96,8 @@ impl Verifier {
 
     /// The instruction set, or the devices.
     fn computes_on(&self) -> String {
-        if self.batch.place.is_cpu() { self.batch.isa.name().to_owned() } else { self.batch.place.label() }
+        let BatchConfig { device_choice, isa, .. } = &self.batch;
+        if device_choice.is_cpu() { isa.name().to_owned() } else { device_choice.label() }
     }
 
     fn verify(&self, spec: &ModelSpec, stop: &AtomicBool) -> anyhow::Result<Verdict> {
@@ -105,7 +106,7 @@ impl Verifier {
         let metrics = Metrics::new(std::slice::from_ref(&spec.id));
         let threads = Arc::new(Threads::new(self.batch.threads)?);
         let shared = Shared {
-            seats: Seat::all(&self.batch.place.targets, &threads),
+            seats: Seat::all(&self.batch.device_choice.targets, &threads),
             threads,
             workers: Workers::new(self.batch.threads, &metrics)?,
             metrics,

@@ -60,7 +60,7 @@ pub fn batches() -> BatchConfig {
         threads: 2,
         device: device(),
         isa: Isa::detect(),
-        place: config::device::place("cpu", config::device::Launches::Recorded).unwrap(),
+        device_choice: config::device::choose("cpu", config::device::Launches::Recorded).unwrap(),
     }
 }
 
