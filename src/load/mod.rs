@@ -29,6 +29,7 @@ use crate::catalog::ModelSpec;
 use crate::catalog::id::RelPath;
 use crate::config::{BatchConfig, RequestConfig};
 use crate::engine::{Memory, Served};
+use crate::excerpt::excerpt;
 use crate::kernel::{Compute, Isa, Precision, Target, UnsupportedPrecision};
 use crate::observe::metrics::{Metrics, ModelInfo};
 use crate::observe::progress::LoadProgress;
@@ -41,7 +42,7 @@ use crate::threads::Threads;
 use crate::tokenize::load::TokenizerLoadError;
 use crate::tokenize::workers::Workers;
 use crate::tokenize::{Tokenizer, TokenizerSource};
-use crate::weights::{WeightsError, shown};
+use crate::weights::WeightsError;
 use devices::{Parts, Replicas};
 use gate::GateError;
 use modules::prompts::NoSuchPrompt;
@@ -69,13 +70,13 @@ pub enum LoadError {
     Weights(#[from] WeightsError),
     #[error(transparent)]
     Tokenizer(#[from] TokenizerLoadError),
-    #[error("the tokenizer failed on a probe: {}", shown(.0))]
+    #[error("the tokenizer failed on a probe: {}", excerpt(.0))]
     Probe(String),
     #[error(transparent)]
     Warmup(#[from] WarmupError),
     #[error("a row of {row} tokens does not fit a batch of {batch}: raise --max-batch-tokens or lower --max-model-len")]
     BatchTooSmall { row: usize, batch: usize },
-    #[error("{field} = {value} does not fit the model: {}", shown(.reason))]
+    #[error("{field} = {value} does not fit the model: {}", excerpt(.reason))]
     Setting { field: &'static str, value: String, reason: String },
     #[error(
         "before int8 is served from here for the first time it is compared with f32, whose weights need {needed} MiB beside the \
