@@ -130,7 +130,7 @@ fn folder() -> PathBuf {
     let arguments = Cli::parse_from(["embedserve"]).serve;
     let sources = config::source(&arguments.source, &Environment::of_process()).expect("settings");
     let spec = catalog::resolve(config::DEFAULT_MODEL, &catalog::builtin().expect("catalogue")).expect("default model");
-    source::obtain((&spec, describe::judge), &sources, &LoadProgress::default(), &AtomicBool::new(false))
+    source::obtain(&spec, describe::judge, &sources, &LoadProgress::default(), &AtomicBool::new(false))
         .expect("weights")
         .path
 }

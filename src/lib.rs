@@ -60,6 +60,7 @@ pub mod kernel;
 pub mod pool;
 
 pub mod catalog;
+pub mod excerpt;
 pub mod load;
 pub mod small_file;
 pub mod source;

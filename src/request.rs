@@ -232,15 +232,15 @@ impl Dimensions {
 
 /// Where in the request a problem lies; displays as `input`, `input[3]` or `input[3][7]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
+pub struct InputLocation {
     single: bool,
     index: usize,
     token: Option<usize>,
 }
 
-impl Place {
+impl InputLocation {
     /// The input at `index`; a bare string or flat token array has no index to show.
-    pub const fn input(single: bool, index: usize) -> Self {
+    pub const fn at(single: bool, index: usize) -> Self {
         Self { single, index, token: None }
     }
 
@@ -251,7 +251,7 @@ impl Place {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for InputLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("input")?;
         if !self.single {
@@ -279,7 +279,7 @@ pub enum RequestError {
     #[error("empty array: {place}")]
     EmptyArray { place: String },
     #[error("empty string: {place}")]
-    EmptyString { place: Place },
+    EmptyString { place: InputLocation },
     #[error("too many inputs, limit: {limit}")]
     TooManyInputs { limit: usize },
     #[error("this model has one vector length: {native}")]
@@ -291,19 +291,19 @@ pub enum RequestError {
     #[error("invalid value for {field}: {value}")]
     InvalidValue { field: &'static str, value: String, allowed: String },
     #[error("input too long at {place}, limit: {limit}")]
-    TooLong { place: Place, limit: usize, measured: Measured },
+    TooLong { place: InputLocation, limit: usize, measured: Measured },
     #[error("request of {tokens} tokens, limit: {limit}")]
     TooManyTokens { tokens: usize, limit: usize },
     #[error("not a token id of {vocabulary} at {place}: {id}")]
     TokenId {
-        place: Place,
+        place: InputLocation,
         id: i64,
         vocabulary: String,
         /// Whether the message should point at `token_encoding: "model"`.
         suggest_model: bool,
     },
     #[error("token ids read both ways at {place}")]
-    AmbiguousTokenIds { place: Place, encoding: &'static str },
+    AmbiguousTokenIds { place: InputLocation, encoding: &'static str },
     #[error("token arrays are not accepted")]
     TokenArraysRejected,
 }
@@ -357,7 +357,7 @@ fn parse_inputs(raw: RawInputs, limits: &RequestLimits) -> Result<(bool, Vec<Inp
         return Err(RequestError::TooManyInputs { limit: limits.max_inputs });
     }
     for (index, input) in inputs.iter().enumerate() {
-        let place = Place::input(single, index);
+        let place = InputLocation::at(single, index);
         match input {
             Input::Text(text) if text.is_empty() && !limits.allow_empty_input => {
                 return Err(RequestError::EmptyString { place });

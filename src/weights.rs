@@ -21,19 +21,19 @@ use rayon::prelude::*;
 use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorView};
 use thiserror::Error;
 
+use crate::excerpt::{excerpt, path_excerpt};
+
 /// A header describes tensors; 16 MiB is room for more than 100,000 of them.
 const MAX_HEADER_BYTES: u64 = 16 * 1024 * 1024;
-/// As much of a foreign text as messages show.
-const SHOWN_CHARS: usize = 200;
 /// As many sizes of a shape as messages show: a header can claim millions, and no tensor here has more than two.
 const SHOWN_SIZES: usize = 8;
 
 /// Why weights cannot be used.
 #[derive(Debug, Error)]
 pub enum WeightsError {
-    #[error("cannot read {}: {reason}", shown_path(.path))]
+    #[error("cannot read {}: {reason}", path_excerpt(.path))]
     Read { path: PathBuf, reason: String },
-    #[error("{} is not a safetensors file: {}", shown_path(.path), shown(.reason))]
+    #[error("{} is not a safetensors file: {}", path_excerpt(.path), excerpt(.reason))]
     Format { path: PathBuf, reason: String },
     #[error("tensor {name} is missing from the weights")]
     Missing { name: String },
@@ -63,30 +63,6 @@ impl WeightsError {
             other @ (Self::Read { .. } | Self::Format { .. }) => other,
         }
     }
-}
-
-/// Text out of a model's files, fit for a message: on one line, and no longer than it takes to recognise it.
-pub(crate) fn shown(text: &str) -> String {
-    let mut out = String::new();
-    for c in text.chars().take(SHOWN_CHARS) {
-        if matches!(c, '"' | '\'' | '\\') { out.push(c) } else { out.extend(c.escape_debug()) }
-    }
-    if text.chars().nth(SHOWN_CHARS).is_some() {
-        out.push_str("...");
-    }
-    out
-}
-
-/// A path that ends with a name out of a model's files: of a long one, the beginning and the end.
-pub(crate) fn shown_path(path: &Path) -> String {
-    const ENDS: usize = SHOWN_CHARS / 2;
-    let path = path.display().to_string();
-    let n_chars = path.chars().count();
-    if n_chars <= 2 * ENDS {
-        return path;
-    }
-    let (start, end) = (path.chars().take(ENDS), path.chars().skip(n_chars - ENDS));
-    start.chain("...".chars()).chain(end).collect()
 }
 
 /// The open weight files of one model, and which of their tensors have been taken.
@@ -204,7 +180,7 @@ impl Weights {
             return Ok(());
         }
         unread.truncate(8);
-        let names: Vec<String> = unread.into_iter().map(shown).collect();
+        let names: Vec<String> = unread.into_iter().map(excerpt).collect();
         Err(WeightsError::Unexpected { names: names.join(", ") })
     }
 

@@ -20,7 +20,7 @@ use crate::app::watch::Alarm;
 use crate::config::Config;
 use crate::engine::residency::{Step, Why};
 use crate::engine::{Doorbell, Engine, FailedAt, Failure, Memory, Slot, SlotState};
-use crate::load::{self, Loaded, Shared, describe, memory};
+use crate::load::{self, Loaded, Settings, Shared, describe, memory};
 use crate::observe::metrics::UnloadReason;
 use crate::runner::Health;
 use crate::source::{self, Cause, ModelFolder, SourceError};
@@ -148,19 +148,19 @@ impl Loader {
     /// One model's files; returns when to try again.
     fn fetch(&self, index: usize) -> Option<Instant> {
         let slot = &self.engine.slots()[index];
-        let folder =
-            match source::obtain((&slot.spec, describe::judge), &self.config.source, &slot.progress, &self.stop) {
-                Ok(folder) => folder,
-                Err(error) => {
-                    let SourceError::Unavailable { attempts, .. } = &error else { return None };
-                    for attempt in attempts {
-                        self.engine.metrics.source_failed(&slot.spec.id, attempt.source);
-                    }
-                    let changes = attempts.iter().any(|attempt| !matches!(attempt.cause, Cause::Useless { .. }));
-                    let due = self.failed(index, FailedAt::Files, &chain(error));
-                    return changes.then_some(due);
+        let obtained = source::obtain(&slot.spec, describe::judge, &self.config.source, &slot.progress, &self.stop);
+        let folder = match obtained {
+            Ok(folder) => folder,
+            Err(error) => {
+                let SourceError::Unavailable { attempts, .. } = &error else { return None };
+                for attempt in attempts {
+                    self.engine.metrics.source_failed(&slot.spec.id, attempt.source);
                 }
-            };
+                let changes = attempts.iter().any(|attempt| !matches!(attempt.cause, Cause::Useless { .. }));
+                let due = self.failed(index, FailedAt::Files, &chain(error));
+                return changes.then_some(due);
+            }
+        };
         let limit = self.config.residency.max_bytes.unwrap_or(u64::MAX);
         match memory::estimate(&folder.path, slot.spec.precision()) {
             Ok(needed) if needed > limit => {
@@ -207,7 +207,7 @@ impl Loader {
                     slots[index].shelve();
                     self.settle();
                 }
-                Step::Unload(index, why) => unload(&slots[index], &mut threads[index], (&self.shared, why)),
+                Step::Unload(index, why) => unload(&slots[index], &mut threads[index], &self.shared, why),
                 Step::Empty(index) => {
                     tracing::info!(model = slots[index].spec.id, "its turn is over: others wait for its place");
                     slots[index].set_leaving(true);
@@ -272,9 +272,8 @@ impl Loader {
         };
         slot.set_loading();
         let start = Instant::now();
-        let settings = (&self.config.requests, &self.config.batch);
-        let shared = (&self.shared, &*slot.progress);
-        let load = || load::load(&slot.spec, &folder.path, folder.revision.as_deref(), settings, shared);
+        let settings = Settings { requests: &self.config.requests, batch: &self.config.batch };
+        let load = || load::load(&slot.spec, folder, settings, &self.shared, &slot.progress);
         // Whatever is wrong with one model must not end the thread that loads the others.
         match catch_unwind(AssertUnwindSafe(load)) {
             Ok(Ok(Loaded { served, memory, threads })) => {
@@ -361,7 +360,7 @@ impl Loader {
 }
 
 /// Takes a model out of memory. A request that came first keeps it there.
-fn unload(slot: &Slot, threads: &mut Vec<JoinHandle<()>>, (shared, why): (&Shared, Why)) {
+fn unload(slot: &Slot, threads: &mut Vec<JoinHandle<()>>, shared: &Shared, why: Why) {
     let Some(served) = slot.unload() else { return };
     let start = Instant::now();
     served.queue.close();

@@ -96,7 +96,7 @@ pub(super) fn report(engine: &Engine, config: &Config, limit: Option<u64>) {
 impl Need {
     fn of(engine: &Engine, config: &Config) -> Self {
         let models: Vec<Memory> = engine.slots().iter().map(|slot| slot.needed()).collect();
-        let (residency, on_host) = (&config.residency, config.batch.place.is_cpu());
+        let (residency, on_host) = (&config.residency, config.batch.device_choice.is_cpu());
         let queue = (config.batch.queue_tokens as u64).saturating_mul(ID_BYTES);
         let queue = queue.saturating_add((config.batch.queue_rows as u64).saturating_mul(ROW_BYTES));
         let n_loaded = residency.max_models.unwrap_or(models.len()).min(models.len());

@@ -185,7 +185,7 @@ pub fn start(config: Config, listener: TcpListener) -> anyhow::Result<Running> {
     let workers = Workers::beside(config.batch.threads, Arc::clone(threads.computing()), &metrics)
         .context("cannot start the threads that tokenise")?;
     let shared = Shared {
-        seats: Seat::all(&config.batch.place.targets, &threads),
+        seats: Seat::all(&config.batch.device_choice.targets, &threads),
         threads,
         workers,
         metrics: Arc::clone(&metrics),
@@ -288,8 +288,8 @@ fn announce(running: &Running) {
         keys = config.http.api_keys.len(),
         threads = config.batch.threads,
         kernels = %config.batch.isa,
-        device = config.batch.place.label(),
-        device_why = config.batch.place.why,
+        device = config.batch.device_choice.label(),
+        device_why = config.batch.device_choice.why,
         "listening"
     );
     if config.http.api_keys.is_empty() && !config::is_loopback(running.address.ip()) {

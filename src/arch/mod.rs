@@ -29,10 +29,11 @@ use crate::arch::encoder::PackedEncoder;
 use crate::arch::family::Family;
 use crate::arch::packed::PackedBatch;
 use crate::arch::spec::{DistanceBiasSpec, EncoderSpec};
+use crate::excerpt::excerpt;
 #[cfg(feature = "cuda")]
 use crate::kernel::cuda::Format;
 use crate::kernel::{Compute, Pool, Precision, Reduce, Target};
-use crate::weights::{Weights, WeightsError, shown};
+use crate::weights::{Weights, WeightsError};
 
 /// A model's forward pass, owned by its device thread, and before that by the thread that loads and tests it.
 pub trait Encoder: Send {
@@ -123,13 +124,13 @@ pub enum EncoderError {
 /// Why a model cannot be built.
 #[derive(Debug, Error)]
 pub enum ArchError {
-    #[error("config.json: {}", shown(.reason))]
+    #[error("config.json: {}", excerpt(.reason))]
     Config { reason: String },
-    #[error("config.json: {field} = {} is not implemented", shown(.value))]
+    #[error("config.json: {field} = {} is not implemented", excerpt(.value))]
     Unsupported { field: &'static str, value: String },
-    #[error("config.json: model_type = {} is not implemented; served are: {known}", shown(.found))]
+    #[error("config.json: model_type = {} is not implemented; served are: {known}", excerpt(.found))]
     Family { found: String, known: String },
-    #[error("config.json: {field} = {} is impossible: {reason}", shown(.value))]
+    #[error("config.json: {field} = {} is impossible: {reason}", excerpt(.value))]
     Impossible { field: &'static str, value: String, reason: &'static str },
     #[error("config.json: {field} = {value} has no kernel on GPUs: use --device cpu, or another --dtype")]
     NoKernel { field: &'static str, value: usize },

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use crate::excerpt::excerpt;
+
 /// A name that was refused. The value is escaped and cut, so that the message is safe to print.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{kind} {reason}: {value}")]
@@ -40,17 +42,8 @@ pub struct Sha256(String);
 
 impl IdError {
     fn new(kind: &'static str, reason: &'static str, value: &str) -> Self {
-        Self { kind, reason, value: printable(value) }
+        Self { kind, reason, value: excerpt(value) }
     }
-}
-
-/// Escapes control characters and cuts, so that hostile names cannot rewrite a terminal or fill a log.
-pub fn printable(text: &str) -> String {
-    let mut out: String = text.chars().take(SHOWN_CHARS).flat_map(char::escape_debug).collect();
-    if text.chars().nth(SHOWN_CHARS).is_some() {
-        out.push_str("...");
-    }
-    out
 }
 
 /// Ends of lines and paragraphs, and changes of direction: what makes a name look like another one.
@@ -260,8 +253,6 @@ const MAX_PATH: usize = 512;
 const MAX_NAME: usize = 230;
 /// Twice a SHA-256 in hexadecimal.
 const MAX_ETAG: usize = 128;
-/// As much of a foreign string as messages show.
-const SHOWN_CHARS: usize = 200;
 
 #[cfg(test)]
 mod tests {

@@ -14,8 +14,9 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use crate::catalog::id::{IdError, RelPath, RepoId, Revision, Sha256, printable};
+use crate::catalog::id::{IdError, RelPath, RepoId, Revision, Sha256};
 use crate::catalog::reference::Reference;
+use crate::excerpt::excerpt;
 use crate::kernel::Precision;
 use crate::pool::PoolingMode;
 use crate::request::{Side, TokenArrays};
@@ -148,7 +149,7 @@ pub fn resolve(choice: &str, catalogue: &[ModelSpec]) -> Result<ModelSpec, Catal
         None => (choice, None),
     };
     if !repo.contains('/') {
-        return Err(CatalogError::Unknown { choice: printable(choice), near: names::near(choice, catalogue) });
+        return Err(CatalogError::Unknown { choice: excerpt(choice), near: names::near(choice, catalogue) });
     }
     let repo_id = RepoId::parse(repo)?;
     let revision = revision.map_or_else(|| Revision::parse("main"), Ok)?;
@@ -201,8 +202,8 @@ fn catalogued<'c>(name: &str, catalogue: &'c [ModelSpec]) -> Option<&'c ModelSpe
 }
 
 fn directory(text: &str) -> Result<ModelSpec, CatalogError> {
-    let path = expand_home(text).ok_or_else(|| CatalogError::Directory(printable(text)))?;
-    let id = directory_id(&path).ok_or_else(|| CatalogError::Directory(printable(text)))?;
+    let path = expand_home(text).ok_or_else(|| CatalogError::Directory(excerpt(text)))?;
+    let id = directory_id(&path).ok_or_else(|| CatalogError::Directory(excerpt(text)))?;
     Ok(ModelSpec { sources: vec![SourceSpec::Directory { path }], ..outside_catalogue(id) })
 }
 

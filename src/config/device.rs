@@ -5,13 +5,13 @@ use crate::kernel::Target;
 
 /// Where every model computes, and why there.
 #[derive(Debug, Clone)]
-pub struct Place {
+pub struct DeviceChoice {
     /// At least one; several GPUs, or the CPU alone.
     pub targets: Vec<Target>,
     pub why: String,
 }
 
-impl Place {
+impl DeviceChoice {
     fn one(target: Target, why: String) -> Self {
         Self { targets: vec![target], why }
     }
@@ -38,16 +38,16 @@ pub enum Launches {
 ///
 /// # Errors
 /// A name that is none, or a device that this build or this machine does not have.
-pub fn place(device: &str, launches: Launches) -> Result<Place, ConfigError> {
+pub fn choose(device: &str, launches: Launches) -> Result<DeviceChoice, ConfigError> {
     let invalid = |reason: String| ConfigError::Invalid { flag: "--device", value: device.to_owned(), reason };
     match device {
-        "cpu" => Ok(Place::one(Target::Cpu, "--device cpu".to_owned())),
+        "cpu" => Ok(DeviceChoice::one(Target::Cpu, "--device cpu".to_owned())),
         "auto" => Ok(automatic(launches)),
         _ => {
             let ordinals = ordinals(device).map_err(|reason| invalid(reason.to_owned()))?;
             let open = |ordinal| open(ordinal, launches);
             let targets = ordinals.into_iter().map(open).collect::<Result<_, String>>().map_err(invalid)?;
-            Ok(Place { targets, why: format!("--device {device}") })
+            Ok(DeviceChoice { targets, why: format!("--device {device}") })
         }
     }
 }
@@ -88,19 +88,19 @@ fn open(_ordinal: usize, _launches: Launches) -> Result<Target, String> {
 }
 
 #[cfg(feature = "cuda")]
-fn automatic(launches: Launches) -> Place {
+fn automatic(launches: Launches) -> DeviceChoice {
     if crate::kernel::cuda::count() == 0 {
-        return Place::one(Target::Cpu, "auto: no NVIDIA GPU was found".to_owned());
+        return DeviceChoice::one(Target::Cpu, "auto: no NVIDIA GPU was found".to_owned());
     }
     match open(0, launches) {
-        Ok(target) => Place::one(target, "auto: the first GPU".to_owned()),
-        Err(error) => Place::one(Target::Cpu, format!("auto: the GPU cannot be used: {error}")),
+        Ok(target) => DeviceChoice::one(target, "auto: the first GPU".to_owned()),
+        Err(error) => DeviceChoice::one(Target::Cpu, format!("auto: the GPU cannot be used: {error}")),
     }
 }
 
 #[cfg(not(feature = "cuda"))]
-fn automatic(_launches: Launches) -> Place {
-    Place::one(Target::Cpu, "auto: this build computes on the CPU only".to_owned())
+fn automatic(_launches: Launches) -> DeviceChoice {
+    DeviceChoice::one(Target::Cpu, "auto: this build computes on the CPU only".to_owned())
 }
 
 #[cfg(test)]
@@ -122,16 +122,16 @@ mod tests {
             ["gpu", "cuda:", "cuda:-1", "cuda0", "cuda:0,", "cuda:0,cpu", "auto,cuda", "CUDA", "", "cuda:1,cuda:1"]
         {
             assert!(ordinals(names).is_err(), "{names}");
-            assert!(place(names, Launches::Recorded).unwrap_err().to_string().contains("--device"), "{names}");
+            assert!(choose(names, Launches::Recorded).unwrap_err().to_string().contains("--device"), "{names}");
         }
-        assert!(place("cuda,cuda:0", Launches::Recorded).unwrap_err().to_string().contains("named twice"));
-        assert!(place("cpu", Launches::OneByOne).unwrap().is_cpu());
+        assert!(choose("cuda,cuda:0", Launches::Recorded).unwrap_err().to_string().contains("named twice"));
+        assert!(choose("cpu", Launches::OneByOne).unwrap().is_cpu());
     }
 
     // Nothing falls back by itself. No machine has so many.
     #[test]
     fn a_device_that_is_not_there_is_an_error() {
-        let error = place("cuda:4095", Launches::Recorded).unwrap_err().to_string();
+        let error = choose("cuda:4095", Launches::Recorded).unwrap_err().to_string();
         assert!(error.contains("cuda:4095"), "{error}");
     }
 }

@@ -22,7 +22,7 @@ pub use keys::{ApiKey, KeyPolicy, KeyProof, KeySources};
 pub use proxy::{Proxies, ProxyVariable};
 pub use resolve::{addresses, at_revision, batch, catalogue, in_dtype, is_loopback, requests};
 
-use self::device::Place;
+use self::device::DeviceChoice;
 use crate::catalog::{CatalogError, Names, SourceSpec};
 use crate::kernel::{Isa, UnsupportedPrecision};
 use crate::observe::log::LogFormat;
@@ -142,7 +142,7 @@ pub struct BatchConfig {
     pub threads: usize,
     pub device: DeviceConfig,
     /// Where encoders compute.
-    pub place: Place,
+    pub device_choice: DeviceChoice,
     /// Kernels of the CPU to use.
     pub isa: Isa,
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::catalog::id::Revision;
 use crate::catalog::{self, CatalogError, ModelSpec, Names, SourceSpec};
 use crate::cli::{IsaArg, PoolingArg, RequestArgs, ResidencyArgs, ServeArgs, ServerArgs, TokenArraysArg};
-use crate::config::device::{Launches, place};
+use crate::config::device::{self, Launches};
 use crate::config::environment::{log, port};
 use crate::config::{
     ApiKey, BatchConfig, Config, ConfigError, DEFAULT_MODEL, DefaultPrompt, DeviceConfig, Environment, HttpConfig,
@@ -77,7 +77,7 @@ pub fn batch(args: &ServeArgs) -> Result<BatchConfig, ConfigError> {
         max_batch_rows: at_least_one("--max-batch-rows", args.batching.max_batch_rows.unwrap_or(usize::MAX))?,
         threads: threads(args.batching.threads.unwrap_or_else(threads::available))?,
         device: device(args)?,
-        place: place(&args.models.device, launches(args))?,
+        device_choice: device::choose(&args.models.device, launches(args))?,
         isa: isa(args.batching.kernel_isa)?,
     })
 }
@@ -198,7 +198,7 @@ pub fn at_revision(mut spec: ModelSpec, text: &str, n_models: usize) -> Result<M
 fn check_precisions(names: &Names, batch: &BatchConfig) -> Result<(), ConfigError> {
     let isa = batch.isa;
     for spec in names.models() {
-        if !batch.place.is_cpu() {
+        if !batch.device_choice.is_cpu() {
             if spec.precision() == Precision::Int8 {
                 let reason = "GPUs compute f32, f16 and bf16: use one of them, or --device cpu".to_owned();
                 return Err(ConfigError::Invalid { flag: "--dtype", value: "int8".to_owned(), reason });

@@ -17,7 +17,7 @@ use crate::batch::{Client, JoinError, Queue, RowFailure, SubmitError};
 use crate::catalog::Names;
 use crate::observe::metrics::Metrics;
 use crate::pool::FiniteRow;
-use crate::request::{EmbedRequest, Place, RequestError, RequestLimits};
+use crate::request::{EmbedRequest, InputLocation, RequestError, RequestLimits};
 use crate::runner::RunnerInfo;
 use crate::tokenize::workers::WorkerError;
 use crate::tokenize::{Cut, TokenizeError, Tokenizer};
@@ -79,7 +79,7 @@ pub enum EngineError {
     #[error("deadline passed while {stage}")]
     Deadline { stage: &'static str },
     #[error("row failed at {place}: {failure}")]
-    Row { place: Place, failure: RowFailure },
+    Row { place: InputLocation, failure: RowFailure },
     #[error("internal error: {0}")]
     Internal(&'static str),
 }
@@ -186,9 +186,9 @@ impl Engine {
         // Before the models are looked at: a request that ends after that rings.
         self.bell.need_room(true);
         let now = Instant::now();
-        let mut places: Vec<_> = self.slots.iter().map(|slot| slot.place(now)).collect();
+        let mut places: Vec<_> = self.slots.iter().map(|slot| slot.candidate(now)).collect();
         if self.is_leaving() {
-            places.iter_mut().for_each(residency::Place::forget_start);
+            places.iter_mut().for_each(residency::Candidate::forget_start);
         }
         let step = residency::next(&places, &self.policy.residency, now);
         self.bell.need_room(matches!(step, Step::Wait(waiting) if waiting.for_room));
@@ -242,7 +242,7 @@ impl Served {
         let rows = answers.rows.into_iter().zip(encoded.cuts);
         let rows = rows.enumerate().map(|(index, (row, cut))| match row {
             Ok(row) => Ok(EmbeddedRow { vector: row.vector, tokens: row.tokens, cut }),
-            Err(failure) => Err(EngineError::Row { place: Place::input(single, index), failure }),
+            Err(failure) => Err(EngineError::Row { place: InputLocation::at(single, index), failure }),
         });
         let timings = Timings { tokenize: encoded.elapsed, queue: answers.queued, run: answers.ran };
         Ok(Embedded { rows: rows.collect::<Result<_, _>>()?, timings })

@@ -20,9 +20,9 @@ pub struct Limits {
     pub turn: Duration,
 }
 
-/// One model.
+/// What is known of one model when it is decided which comes and which goes.
 #[derive(Debug, Clone, Copy)]
-pub struct Place {
+pub struct Candidate {
     /// Weights: as measured, or as estimated before the first load.
     pub bytes: u64,
     pub life: Life,
@@ -97,9 +97,9 @@ pub struct Waiting {
 const REMAINS: Duration = Duration::from_millis(50);
 
 /// What is to be done now.
-pub fn next(places: &[Place], limits: &Limits, now: Instant) -> Step {
-    let stays = || places.iter().enumerate().filter_map(|(index, place)| Some((index, place.stay()?)));
-    let wanted = places.iter().enumerate().filter_map(|(index, place)| match place.life {
+pub fn next(models: &[Candidate], limits: &Limits, now: Instant) -> Step {
+    let stays = || models.iter().enumerate().filter_map(|(index, model)| Some((index, model.stay()?)));
+    let wanted = models.iter().enumerate().filter_map(|(index, model)| match model.life {
         Life::Wanted { since } => Some((since, index)),
         Life::Absent | Life::WantedAtStart { .. } | Life::Loaded(_) => None,
     });
@@ -107,12 +107,12 @@ pub fn next(places: &[Place], limits: &Limits, now: Instant) -> Step {
         if let Some((index, _)) = stays().find(|(_, stay)| stay.leaving) {
             return Step::Keep(index);
         }
-        return unasked(places, limits, now);
+        return unasked(models, limits, now);
     };
-    if fits(places, limits, places[wanted].bytes) {
+    if fits(models, limits, models[wanted].bytes) {
         return Step::Load(wanted);
     }
-    if let Some((index, _)) = least_recently_used(places, |_| true) {
+    if let Some((index, _)) = least_recently_used(models, |_| true) {
         return Step::Unload(index, Why::Room);
     }
     let remains = stays().any(|(_, stay)| stay.occupied == Occupied::Remains).then(|| now + REMAINS);
@@ -129,51 +129,51 @@ pub fn next(places: &[Place], limits: &Limits, now: Instant) -> Step {
 }
 
 /// What is to be done while no request waits: start-up, and models that nobody uses.
-fn unasked(places: &[Place], limits: &Limits, now: Instant) -> Step {
-    let at_start = places.iter().enumerate().filter_map(|(index, place)| match place.life {
+fn unasked(models: &[Candidate], limits: &Limits, now: Instant) -> Step {
+    let at_start = models.iter().enumerate().filter_map(|(index, model)| match model.life {
         Life::WantedAtStart { since } => Some((since, index)),
         Life::Absent | Life::Wanted { .. } | Life::Loaded(_) => None,
     });
     if let Some((_, index)) = at_start.min() {
-        return if fits(places, limits, places[index].bytes) { Step::Load(index) } else { Step::Shelve(index) };
+        return if fits(models, limits, models[index].bytes) { Step::Load(index) } else { Step::Shelve(index) };
     }
-    let loaded = places.iter().filter(|place| place.stay().is_some()).count();
+    let loaded = models.iter().filter(|model| model.stay().is_some()).count();
     // Weights can turn out larger than their estimate.
     if loaded > 1
-        && limits.max_bytes.is_some_and(|limit| loaded_bytes(places) > limit)
-        && let Some((index, _)) = least_recently_used(places, |_| true)
+        && limits.max_bytes.is_some_and(|limit| loaded_bytes(models) > limit)
+        && let Some((index, _)) = least_recently_used(models, |_| true)
     {
         return Step::Unload(index, Why::Room);
     }
     let Some(idle) = limits.idle_unload else { return Step::Wait(Waiting { until: None, for_room: false }) };
-    if let Some((index, _)) = least_recently_used(places, |stay| stay.used + idle <= now) {
+    if let Some((index, _)) = least_recently_used(models, |stay| stay.used + idle <= now) {
         return Step::Unload(index, Why::Idle);
     }
     // One that is in use now cannot be due before that long from now.
     let due = |stay: Stay| if stay.occupied == Occupied::Free { stay.used + idle } else { now + idle };
-    let until = places.iter().filter_map(Place::stay).map(due).min();
+    let until = models.iter().filter_map(Candidate::stay).map(due).min();
     Step::Wait(Waiting { until, for_room: false })
 }
 
 /// Whether a model of `bytes` can be loaded beside those that are. One alone always can: whether it fits the limit by
 /// itself is decided when its files are known.
-fn fits(places: &[Place], limits: &Limits, bytes: u64) -> bool {
-    let loaded = places.iter().filter(|place| place.stay().is_some()).count();
+fn fits(models: &[Candidate], limits: &Limits, bytes: u64) -> bool {
+    let loaded = models.iter().filter(|model| model.stay().is_some()).count();
     loaded == 0
         || (limits.max_models.is_none_or(|limit| loaded < limit)
-            && limits.max_bytes.is_none_or(|limit| loaded_bytes(places).saturating_add(bytes) <= limit))
+            && limits.max_bytes.is_none_or(|limit| loaded_bytes(models).saturating_add(bytes) <= limit))
 }
 
-fn loaded_bytes(places: &[Place]) -> u64 {
-    places.iter().filter(|place| place.stay().is_some()).map(|place| place.bytes).sum()
+fn loaded_bytes(models: &[Candidate]) -> u64 {
+    models.iter().filter(|model| model.stay().is_some()).map(|model| model.bytes).sum()
 }
 
-fn least_recently_used(places: &[Place], eligible: impl Fn(&Stay) -> bool) -> Option<(usize, Stay)> {
-    let stays = places.iter().enumerate().filter_map(|(index, place)| Some((index, place.stay()?)));
+fn least_recently_used(models: &[Candidate], eligible: impl Fn(&Stay) -> bool) -> Option<(usize, Stay)> {
+    let stays = models.iter().enumerate().filter_map(|(index, model)| Some((index, model.stay()?)));
     stays.filter(|(_, stay)| stay.occupied == Occupied::Free && eligible(stay)).min_by_key(|(_, stay)| stay.used)
 }
 
-impl Place {
+impl Candidate {
     /// The start is over before it came to this model.
     pub(super) const fn forget_start(&mut self) {
         if matches!(self.life, Life::WantedAtStart { .. }) {

@@ -11,26 +11,26 @@ impl Clock {
         self.0 + Duration::from_secs(100 + seconds)
     }
 
-    fn loaded(&self, since: u64, used: u64, occupied: Occupied) -> Place {
+    fn loaded(&self, since: u64, used: u64, occupied: Occupied) -> Candidate {
         let (since, used) = (self.at(since), self.at(used));
-        Place { bytes: 10, life: Life::Loaded(Stay { since, used, occupied, leaving: false }) }
+        Candidate { bytes: 10, life: Life::Loaded(Stay { since, used, occupied, leaving: false }) }
     }
 
-    fn leaving(&self, since: u64, used: u64, occupied: Occupied) -> Place {
+    fn leaving(&self, since: u64, used: u64, occupied: Occupied) -> Candidate {
         let (since, used) = (self.at(since), self.at(used));
-        Place { bytes: 10, life: Life::Loaded(Stay { since, used, occupied, leaving: true }) }
+        Candidate { bytes: 10, life: Life::Loaded(Stay { since, used, occupied, leaving: true }) }
     }
 
-    fn at_start(&self, since: u64) -> Place {
-        Place { bytes: 10, life: Life::WantedAtStart { since: self.at(since) } }
+    fn at_start(&self, since: u64) -> Candidate {
+        Candidate { bytes: 10, life: Life::WantedAtStart { since: self.at(since) } }
     }
 
-    fn wanted(&self, since: u64) -> Place {
-        Place { bytes: 10, life: Life::Wanted { since: self.at(since) } }
+    fn wanted(&self, since: u64) -> Candidate {
+        Candidate { bytes: 10, life: Life::Wanted { since: self.at(since) } }
     }
 }
 
-const ABSENT: Place = Place { bytes: 10, life: Life::Absent };
+const ABSENT: Candidate = Candidate { bytes: 10, life: Life::Absent };
 const NO_LIMITS: Limits = Limits { max_models: None, max_bytes: None, idle_unload: None, turn: Duration::from_secs(5) };
 const TWO: Limits = Limits { max_models: Some(2), ..NO_LIMITS };
 const MINUTE: Limits = Limits { idle_unload: Some(Duration::from_mins(1)), ..NO_LIMITS };
@@ -71,15 +71,15 @@ fn requests_come_before_the_start_and_in_their_own_order() {
 fn the_least_recently_used_free_model_makes_room() {
     let c = clock();
     let now = c.at(20);
-    let places = [c.loaded(0, 9, Free), c.loaded(1, 8, Free), c.wanted(19)];
-    assert_eq!(next(&places, &TWO, now), Step::Unload(1, Why::Room));
+    let models = [c.loaded(0, 9, Free), c.loaded(1, 8, Free), c.wanted(19)];
+    assert_eq!(next(&models, &TWO, now), Step::Unload(1, Why::Room));
     // A model in use is never unloaded, however long ago its last request ended.
-    let places = [c.loaded(0, 9, Free), c.loaded(1, 8, Requests), c.wanted(19)];
-    assert_eq!(next(&places, &TWO, now), Step::Unload(0, Why::Room));
-    let places = [c.loaded(0, 9, Remains), c.loaded(1, 8, Requests), c.wanted(19)];
-    assert_eq!(next(&places, &TWO, now), wait(Some(now + REMAINS), true));
+    let models = [c.loaded(0, 9, Free), c.loaded(1, 8, Requests), c.wanted(19)];
+    assert_eq!(next(&models, &TWO, now), Step::Unload(0, Why::Room));
+    let models = [c.loaded(0, 9, Remains), c.loaded(1, 8, Requests), c.wanted(19)];
+    assert_eq!(next(&models, &TWO, now), wait(Some(now + REMAINS), true));
     // A larger newcomer takes as many places as it needs.
-    let big = Place { bytes: 20, ..c.wanted(19) };
+    let big = Candidate { bytes: 20, ..c.wanted(19) };
     let bytes = Limits { max_bytes: Some(25), ..NO_LIMITS };
     assert_eq!(next(&[c.loaded(0, 9, Free), c.loaded(1, 8, Free), big], &bytes, now), Step::Unload(1, Why::Room));
     assert_eq!(next(&[c.loaded(0, 9, Free), ABSENT, big], &bytes, now), Step::Unload(0, Why::Room));
@@ -109,10 +109,10 @@ fn busy_models_take_turns() {
 #[test]
 fn idle_models_leave_after_their_time() {
     let c = clock();
-    let places = [c.loaded(0, 10, Free), c.loaded(0, 20, Free), ABSENT];
-    assert_eq!(next(&places, &MINUTE, c.at(69)), wait(Some(c.at(70)), false));
-    assert_eq!(next(&places, &MINUTE, c.at(70)), Step::Unload(0, Why::Idle));
-    assert_eq!(next(&places, &NO_LIMITS, c.at(1000)), wait(None, false));
+    let models = [c.loaded(0, 10, Free), c.loaded(0, 20, Free), ABSENT];
+    assert_eq!(next(&models, &MINUTE, c.at(69)), wait(Some(c.at(70)), false));
+    assert_eq!(next(&models, &MINUTE, c.at(70)), Step::Unload(0, Why::Idle));
+    assert_eq!(next(&models, &NO_LIMITS, c.at(1000)), wait(None, false));
     let busy = [c.loaded(0, 10, Requests)];
     assert_eq!(next(&busy, &MINUTE, c.at(1000)), wait(Some(c.at(1060)), false));
 }
@@ -121,7 +121,7 @@ fn idle_models_leave_after_their_time() {
 fn weights_that_turned_out_too_large_push_another_out() {
     let c = clock();
     let bytes = Limits { max_bytes: Some(19), ..NO_LIMITS };
-    let places = [c.loaded(0, 10, Free), c.loaded(11, 11, Free)];
-    assert_eq!(next(&places, &bytes, c.at(12)), Step::Unload(0, Why::Room));
-    assert_eq!(next(&places[..1], &bytes, c.at(12)), wait(None, false));
+    let models = [c.loaded(0, 10, Free), c.loaded(11, 11, Free)];
+    assert_eq!(next(&models, &bytes, c.at(12)), Step::Unload(0, Why::Room));
+    assert_eq!(next(&models[..1], &bytes, c.at(12)), wait(None, false));
 }

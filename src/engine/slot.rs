@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 
 use crate::catalog::ModelSpec;
 use crate::engine::doorbell::Doorbell;
-use crate::engine::residency::{Life, Occupied, Place, Stay};
+use crate::engine::residency::{Candidate, Life, Occupied, Stay};
 use crate::engine::{EngineError, Served};
 use crate::observe::metrics::{ModelMetrics, ModelState, Refusal};
 use crate::observe::progress::LoadProgress;
@@ -260,7 +260,7 @@ impl Slot {
     }
 
     /// What [`super::residency::next`] has to know.
-    pub(super) fn place(&self, now: Instant) -> Place {
+    pub(super) fn candidate(&self, now: Instant) -> Candidate {
         let inner = self.lock();
         let wanted = inner.wanted_since.map_or(Life::Absent, |since| Life::Wanted { since });
         let life = match &inner.state {
@@ -279,7 +279,7 @@ impl Slot {
             SlotState::Failed(failure) if failure.may_retry(now) => wanted,
             SlotState::Failed(_) => Life::Absent,
         };
-        Place { bytes: inner.memory.unwrap_or(inner.estimate).weight_bytes, life }
+        Candidate { bytes: inner.memory.unwrap_or(inner.estimate).weight_bytes, life }
     }
 
     /// The model, loaded first if need be.

@@ -99,7 +99,7 @@ impl Keys {
         }
         match presented.first() {
             None => Err(ApiError::NoKey),
-            Some(key) => Err(ApiError::WrongKey { shown: shown(key) }),
+            Some(key) => Err(ApiError::WrongKey { shown: masked(key) }),
         }
     }
 }
@@ -166,7 +166,7 @@ fn bearer(value: &[u8]) -> Option<&[u8]> {
 }
 
 /// What an error message may show of a wrong key: its end, if that is a small part of it.
-fn shown(key: &[u8]) -> String {
+fn masked(key: &[u8]) -> String {
     match key.len().checked_sub(4).map(|start| &key[start..]) {
         Some(end) if key.len() >= 16 && end.is_ascii() => format!("****{}", String::from_utf8_lossy(end)),
         _ => "****".to_owned(),

@@ -56,7 +56,7 @@ pub async fn exchange(State(state): State<Arc<HttpState>>, request: Request, nex
     let request_id = request_id(request.headers());
     let span = tracing::info_span!("request", id = request_id.to_str().unwrap_or_default());
     let progress = Arc::new(Progress::default());
-    let mut guard = Guard::new(&state, route, method_label(request.method()), (started, Arc::clone(&progress)));
+    let mut guard = Guard::new(&state, route, method_label(request.method()), started, Arc::clone(&progress));
     guard.request_id = request_id.clone();
     guard.note_retry(request.headers());
     let request = request.map(|body| Body::new(Arriving::new(body, Arc::clone(&progress))));

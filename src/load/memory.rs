@@ -96,7 +96,7 @@ pub fn tokenizer(folder: &Path) -> u64 {
 
 /// What a loaded model needs: its weights and its tokenizer, and the intermediate values of one batch of `batch_tokens`. The larger of
 /// the two blocks counts twice over its inputs and outputs, so the estimate is an upper bound of what lives at once.
-pub(super) fn measure((weight_bytes, tokenizer_bytes): (u64, u64), spec: &EncoderSpec, batch_tokens: usize) -> Memory {
+pub(super) fn measure(weight_bytes: u64, tokenizer_bytes: u64, spec: &EncoderSpec, batch_tokens: usize) -> Memory {
     let (hidden, inner) = (spec.hidden_size as u64, spec.inner_size() as u64);
     let widened = if spec.feed_forward.gated { 3 } else { 2 } * spec.intermediate_size as u64;
     // Query, key and value before and after packing, and the mixed values.

@@ -11,6 +11,7 @@ mod head;
 pub mod memory;
 pub mod modules;
 pub mod overflow;
+mod parts;
 pub mod verify;
 pub mod work;
 
@@ -21,31 +22,33 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use thiserror::Error;
 
+use crate::arch::ArchError;
 use crate::arch::spec::EncoderSpec;
-use crate::arch::{ArchError, Described};
 use crate::batch::plan::Budget;
 use crate::batch::{Queue, QueueLimits};
 use crate::catalog::ModelSpec;
 use crate::catalog::id::RelPath;
-use crate::config::{BatchConfig, RequestConfig};
+use crate::config::{BatchConfig, DeviceConfig, RequestConfig};
 use crate::engine::{Memory, Served};
+use crate::excerpt::excerpt;
 use crate::kernel::{Compute, Isa, Precision, Target, UnsupportedPrecision};
-use crate::observe::metrics::{Metrics, ModelInfo};
+use crate::observe::metrics::Metrics;
 use crate::observe::progress::LoadProgress;
-use crate::request::{Dimensions, RequestLimits};
+use crate::request::RequestLimits;
 use crate::runner::warmup::WarmupError;
 use crate::runner::{self, RunnerInfo};
+use crate::source::ModelFolder;
 use crate::source::notes::Notes;
 use crate::threads::Threads;
 use crate::tokenize::load::TokenizerLoadError;
 use crate::tokenize::workers::Workers;
-use crate::tokenize::{Tokenizer, TokenizerSource};
-use crate::weights::{WeightsError, shown};
-use devices::{Parts, Placed};
+use crate::weights::WeightsError;
+use devices::Replicas;
 use gate::GateError;
 use modules::prompts::NoSuchPrompt;
 use modules::{Modules, ModulesError, required_json};
 use overflow::OverflowError;
+use parts::Parts;
 
 pub use devices::Seat;
 
@@ -68,13 +71,13 @@ pub enum LoadError {
     Weights(#[from] WeightsError),
     #[error(transparent)]
     Tokenizer(#[from] TokenizerLoadError),
-    #[error("the tokenizer failed on a probe: {}", shown(.0))]
+    #[error("the tokenizer failed on a probe: {}", excerpt(.0))]
     Probe(String),
     #[error(transparent)]
     Warmup(#[from] WarmupError),
     #[error("a row of {row} tokens does not fit a batch of {batch}: raise --max-batch-tokens or lower --max-model-len")]
     BatchTooSmall { row: usize, batch: usize },
-    #[error("{field} = {value} does not fit the model: {}", shown(.reason))]
+    #[error("{field} = {value} does not fit the model: {}", excerpt(.reason))]
     Setting { field: &'static str, value: String, reason: String },
     #[error(
         "before int8 is served from here for the first time it is compared with f32, whose weights need {needed} MiB beside the \
@@ -103,6 +106,13 @@ pub struct Shared {
     pub memory_limit: Option<u64>,
 }
 
+/// How models are served: what a request may ask for, and what becomes one batch.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings<'a> {
+    pub requests: &'a RequestConfig,
+    pub batch: &'a BatchConfig,
+}
+
 /// A model ready to serve, and the threads to join when it is closed.
 #[derive(Debug)]
 pub struct Loaded {
@@ -117,107 +127,96 @@ pub struct Loaded {
 /// See [`LoadError`].
 pub fn load(
     spec: &ModelSpec,
-    folder: &Path,
-    revision: Option<&str>,
-    (requests, batch): (&RequestConfig, &BatchConfig),
-    (shared, progress): (&Shared, &LoadProgress),
+    folder: &ModelFolder,
+    settings: Settings<'_>,
+    shared: &Shared,
+    progress: &LoadProgress,
 ) -> Result<Loaded, LoadError> {
     let start = Instant::now();
+    let Settings { requests, batch } = settings;
     progress.enter("reading weights".to_owned(), 0);
-    let modules = Modules::read(folder, spec.pooling, spec.normalize)?;
-    let config = required_json(&folder.join("config.json"))?;
-    check_architecture(spec, &config)?;
-    let weight_files = weight_files(folder)?;
-    let compute = compute(spec, shared)?;
-    let described = Described::read(&config)?;
-    let hidden_size = described.spec.hidden_size;
-    let head = shared.threads.loading().install(|| head::load(&modules, hidden_size, shared.isa))?;
-    let limits = limits(spec, &modules, &described.spec, head.dimensions(hidden_size), requests)?;
+    let parts = Parts::read(spec, folder, requests, shared)?;
+    let mut replicas = Replicas::load(&parts, shared, progress)?;
+    let probe = replicas.slowest_probe();
+    let wanted = batch_budget(batch, &shared.seats, parts.limits.max_tokens, probe.tokens_per_second())?;
+    let budget = reserve(&mut replicas, &parts, wanted)?;
 
-    let model_metrics = shared.metrics.model(&spec.id);
-    let tokenizer = Tokenizer::load(
-        TokenizerSource {
-            name: &spec.id,
-            path: &folder.join("tokenizer.json"),
-            vocab_rows: described.spec.vocab_size,
-            lower_case: modules.lower_case,
-            include_prompt: spec.include_prompt.unwrap_or(modules.include_prompt),
-            limits: limits.clone(),
-        },
-        shared.workers.clone(),
-        Arc::clone(&model_metrics),
-    )?;
-    let parts = Parts {
-        model: &spec.id,
-        config: &config,
-        modules: &modules,
-        described: &described,
-        weight_files: &weight_files,
-        compute,
-        head: &head,
-        tokenizer: &tokenizer,
-        dimensions: Dimensions::native(&limits),
-    };
-    let mut placed = Placed::load(&parts, shared, progress)?;
-    let (probe_tokens, forward) =
-        placed.slowest().map_or((1, Duration::from_secs(1)), |canary| (canary.n_tokens(), canary.took()));
-    let tokens_per_second = probe_tokens as f64 / forward.as_secs_f64().max(1e-6);
-    let wanted = batch_budget((batch, &shared.seats), limits.max_tokens, tokens_per_second)?;
-    let budget = placed.fit(wanted, limits.max_tokens)?;
-    let device = shared.seats.iter().map(|seat| seat.target.label()).collect::<Vec<_>>();
+    let metrics = shared.metrics.model(&spec.id);
+    let devices: Vec<String> = shared.seats.iter().map(|seat| seat.target.label()).collect();
+    metrics.set_info(&parts.info(folder.revision.as_deref(), &devices));
+    let tokenizer_bytes = memory::tokenizer(&folder.path);
+    let memory = memory::measure(replicas.weight_bytes, tokenizer_bytes, &parts.described.spec, budget.tokens);
+    metrics.loaded(start.elapsed(), memory.weight_bytes);
+    metrics.scratch(memory.scratch_bytes);
+    let batch_tokens = budget.tokens;
+    Report { parts: &parts, devices: &devices, memory, batch_tokens, forward: probe.took, took: start.elapsed() }.log();
+
+    let queue_limits =
+        QueueLimits { rows: batch.queue_rows, tokens: batch.queue_tokens, timeout: batch.queue_timeout, batch: budget };
+    let queue = Queue::new(queue_limits, metrics);
+    queue.expect_pace(probe.n_tokens, probe.took);
+    let runners = replicas.spawn(&spec.id, &queue, runner_limits(batch.device, parts.limits.max_tokens), shared)?;
+    let (runners, threads): (Vec<_>, Vec<_>) = runners.into_iter().map(|runner| (runner.info, runner.thread)).unzip();
+    let Some(runner) = runners.into_iter().reduce(RunnerInfo::beside) else { return Err(LoadError::NoDevice) };
+    let Parts { limits, tokenizer, .. } = parts;
+    Ok(Loaded { served: Served { limits, tokenizer, queue, runner }, memory, threads })
+}
+
+/// The batches that every device has memory for, no larger than wanted.
+fn reserve(replicas: &mut Replicas, parts: &Parts<'_>, wanted: Budget) -> Result<Budget, LoadError> {
+    let budget = replicas.fit(wanted, parts.limits.max_tokens)?;
     if budget.tokens < wanted.tokens {
         let (tokens, wanted) = (budget.tokens, wanted.tokens);
         tracing::warn!(
-            model = spec.id,
+            model = parts.spec.id,
             tokens,
             wanted,
             "batches are smaller than wanted: the device has no memory for more"
         );
     }
+    Ok(budget)
+}
 
-    model_metrics.set_info(&ModelInfo {
-        revision: revision.unwrap_or("none").to_owned(),
-        architecture: described.architecture.clone(),
-        dtype: compute.precision.to_string(),
-        devices: device.clone(),
-        pooling: modules.pooling_name(),
-        dimensions: limits.dimensions,
-    });
-    let memory = memory::measure((placed.weight_bytes, memory::tokenizer(folder)), &described.spec, budget.tokens);
-    model_metrics.loaded(start.elapsed(), memory.weight_bytes);
-    model_metrics.scratch(memory.scratch_bytes);
-    tracing::info!(
-        model = spec.id,
-        architecture = described.architecture,
-        dimensions = limits.dimensions,
-        max_tokens = limits.max_tokens,
-        pooling = modules.pooling_name(),
-        normalize = modules.is_normalized(),
-        prompts = limits.prompts.named.len(),
-        weight_mib = memory.weight_bytes >> 20,
-        scratch_mib = memory.scratch_bytes >> 20,
-        device = device.join(", "),
-        kernels = %shared.isa,
-        dtype = %compute.precision,
-        batch_tokens = budget.tokens,
-        forward_ms = forward.as_secs_f64() * 1e3,
-        load_ms = start.elapsed().as_secs_f64() * 1e3,
-        "model loaded"
-    );
-    let queue_limits =
-        QueueLimits { rows: batch.queue_rows, tokens: batch.queue_tokens, timeout: batch.queue_timeout, batch: budget };
-    let queue = Queue::new(queue_limits, model_metrics);
-    queue.expect_pace(probe_tokens, forward);
-    let bounds = runner::Limits {
-        canary_interval: batch.device.canary_interval,
-        heartbeat: batch.device.heartbeat,
-        longest_row: limits.max_tokens,
-        isolation_passes_per_second: batch.device.isolation_passes_per_second,
-    };
-    let runners = placed.spawn(&spec.id, (&queue, bounds), shared)?;
-    let (runners, threads): (Vec<_>, Vec<_>) = runners.into_iter().map(|runner| (runner.info, runner.thread)).unzip();
-    let Some(runner) = runners.into_iter().reduce(RunnerInfo::beside) else { return Err(LoadError::NoDevice) };
-    Ok(Loaded { served: Served { limits, tokenizer, queue, runner }, memory, threads })
+/// What the log says of a model that has been loaded.
+struct Report<'a> {
+    parts: &'a Parts<'a>,
+    devices: &'a [String],
+    memory: Memory,
+    batch_tokens: usize,
+    /// A forward pass with the probe, on the slowest device.
+    forward: Duration,
+    took: Duration,
+}
+
+impl Report<'_> {
+    fn log(&self) {
+        let Self { parts, devices, memory, batch_tokens, forward, took } = self;
+        let Parts { spec, modules, described, compute, limits, .. } = parts;
+        tracing::info!(
+            model = spec.id,
+            architecture = described.architecture,
+            dimensions = limits.dimensions,
+            max_tokens = limits.max_tokens,
+            pooling = modules.pooling_name(),
+            normalize = modules.is_normalized(),
+            prompts = limits.prompts.named.len(),
+            weight_mib = memory.weight_bytes >> 20,
+            scratch_mib = memory.scratch_bytes >> 20,
+            device = devices.join(", "),
+            kernels = %compute.isa,
+            dtype = %compute.precision,
+            batch_tokens,
+            forward_ms = forward.as_secs_f64() * 1e3,
+            load_ms = took.as_secs_f64() * 1e3,
+            "model loaded"
+        );
+    }
+}
+
+/// What bounds each of the model's device threads.
+const fn runner_limits(device: DeviceConfig, longest_row: usize) -> runner::Limits {
+    let DeviceConfig { canary_interval, heartbeat, isolation_passes_per_second, .. } = device;
+    runner::Limits { canary_interval, heartbeat, longest_row, isolation_passes_per_second }
 }
 
 /// What the model is built for: a format that this processor cannot compute is refused, never replaced.
@@ -314,7 +313,8 @@ fn limits(
 /// batch before its own, and never more than the kernels need to run at full speed: without padding, larger batches gain
 /// nothing. One row of the longest kind always fits.
 fn batch_budget(
-    (batch, seats): (&BatchConfig, &[Seat]),
+    batch: &BatchConfig,
+    seats: &[Seat],
     max_tokens: usize,
     tokens_per_second: f64,
 ) -> Result<Budget, LoadError> {

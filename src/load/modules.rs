@@ -16,9 +16,9 @@ use serde_json::Value;
 use thiserror::Error;
 
 use crate::catalog::id::RelPath;
+use crate::excerpt::{excerpt, path_excerpt};
 use crate::pool::PoolingMode;
 use crate::small_file;
-use crate::weights::{shown, shown_path};
 use prompts::OwnPrompts;
 pub use steps::{DenseModule, LayerNormModule, StepModule};
 
@@ -28,11 +28,11 @@ const MAX_CONFIG_BYTES: u64 = 4 * 1024 * 1024;
 /// Why a model folder cannot be understood.
 #[derive(Debug, Error)]
 pub enum ModulesError {
-    #[error("cannot read {}: {reason}", shown_path(.path))]
+    #[error("cannot read {}: {reason}", path_excerpt(.path))]
     Read { path: PathBuf, reason: String },
-    #[error("{}: {}", shown_path(.path), shown(.reason))]
+    #[error("{}: {}", path_excerpt(.path), excerpt(.reason))]
     Format { path: PathBuf, reason: String },
-    #[error("{}: {field} = {} is not implemented", shown_path(.path), shown(.value))]
+    #[error("{}: {field} = {} is not implemented", path_excerpt(.path), excerpt(.value))]
     Unsupported { path: PathBuf, field: &'static str, value: String },
 }
 

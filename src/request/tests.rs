@@ -35,7 +35,7 @@ fn counts_and_empty_inputs_are_checked_first() {
     assert_eq!(parse(texts(&[]), &limits).unwrap_err(), RequestError::EmptyArray { place: "input".to_owned() });
     assert_eq!(parse(texts(&["a"; 4]), &limits).unwrap_err(), RequestError::TooManyInputs { limit: 3 });
     let empty = parse(texts(&["a", ""]), &limits).unwrap_err();
-    assert_eq!(empty, RequestError::EmptyString { place: Place::input(false, 1) });
+    assert_eq!(empty, RequestError::EmptyString { place: InputLocation::at(false, 1) });
     let lenient = RequestLimits { allow_empty_input: true, ..limits };
     assert!(parse(texts(&["a", ""]), &lenient).is_ok());
     assert!(parse(texts(&[]), &lenient).is_err());

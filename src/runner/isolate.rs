@@ -72,12 +72,13 @@ impl Isolation {
     /// `forward` computes any subset of the rows of which nothing is `known`; at first, all of them.
     pub fn run(
         &mut self,
-        (rows, shapes): (&[&[u32]], &[RowShape]),
+        rows: &[&[u32]],
+        shapes: &[RowShape],
         known: Vec<Option<RowFailure>>,
         mut forward: impl FnMut(&[&[u32]], &[RowShape]) -> Result<Vectors, BatchError>,
     ) -> Isolated {
         let quarantined = known.iter().flatten().count();
-        let (healthy_rows, healthy_shapes) = healthy((rows, shapes), &known);
+        let (healthy_rows, healthy_shapes) = healthy(rows, shapes, &known);
         let mut search = Search { isolation: self, forward: &mut forward, results: Vec::new(), refused: false };
         if !healthy_rows.is_empty() {
             search.bisect(&healthy_rows, &healthy_shapes);
@@ -95,7 +96,8 @@ impl Isolation {
 
 /// The rows of which nothing is known.
 pub fn healthy<'a>(
-    (rows, shapes): (&[&'a [u32]], &[RowShape]),
+    rows: &[&'a [u32]],
+    shapes: &[RowShape],
     known: &[Option<RowFailure>],
 ) -> (Vec<&'a [u32]>, Vec<RowShape>) {
     let is_healthy = |index: &usize| known.get(*index).is_none_or(Option::is_none);

@@ -166,7 +166,7 @@ impl Serving {
         let mut first = None;
         if computation.encoder.overlaps() {
             let shapes: Vec<RowShape> = jobs.iter().map(Job::shape).collect();
-            let (rows, shapes) = healthy((&rows, &shapes), &known);
+            let (rows, shapes) = healthy(&rows, &shapes, &known);
             if !rows.is_empty() {
                 if !shift.is_held() {
                     shift.begin(tokens(&rows));
@@ -189,27 +189,27 @@ impl Serving {
         let next = next.filter(|next| next.is_under_way());
         // The device comes to a pass that is begun now when it has computed that.
         let ahead = next.as_ref().map_or(0, |next| next.n_tokens());
+        let failures = FailureLog { model, device, number, metrics, own };
         let mut lost: Option<String> = None;
-        let Isolated { rows: results, refused, quarantined } =
-            isolation.run((&rows, &shapes), known, |rows, shapes| {
-                if let Some(reason) = &lost {
-                    return Err(BatchError::Lost(reason.clone()));
+        let Isolated { rows: results, refused, quarantined } = isolation.run(&rows, &shapes, known, |rows, shapes| {
+            if let Some(reason) = &lost {
+                return Err(BatchError::Lost(reason.clone()));
+            }
+            let result = if let Some(first) = first.take() {
+                first.and_then(|submitted| computation.collect(submitted, shapes))
+            } else {
+                shift.begin(tokens(rows) + ahead);
+                computation.run(rows, shapes)
+            };
+            result.inspect_err(|error| {
+                failures.report(error, rows.len());
+                match error {
+                    BatchError::Lost(reason) => lost = Some(reason.clone()),
+                    BatchError::OutOfMemory => queue.lower_batch_tokens((tokens(rows) / 2).max(limits.longest_row)),
+                    BatchError::Failed(_) | BatchError::Panicked(_) => {}
                 }
-                let result = if let Some(first) = first.take() {
-                    first.and_then(|submitted| computation.collect(submitted, shapes))
-                } else {
-                    shift.begin(tokens(rows) + ahead);
-                    computation.run(rows, shapes)
-                };
-                result.inspect_err(|error| {
-                    report((model, device), error, rows.len(), (metrics, own, number));
-                    match error {
-                        BatchError::Lost(reason) => lost = Some(reason.clone()),
-                        BatchError::OutOfMemory => queue.lower_batch_tokens((tokens(rows) / 2).max(limits.longest_row)),
-                        BatchError::Failed(_) | BatchError::Panicked(_) => {}
-                    }
-                })
-            });
+            })
+        });
         let took = start.elapsed();
         if let Some(next) = next {
             // Before, it waited for this one.
@@ -223,7 +223,7 @@ impl Serving {
             pulse.broke(Breakage::DeviceLost);
         }
         queue.batch_done(n_tokens, took);
-        own.batch_done(number, (n_rows, n_tokens), took);
+        own.batch_done(number, n_rows, n_tokens, took);
         own.ran(took);
         if results.iter().any(Result::is_ok) {
             pulse.succeeded();
@@ -261,39 +261,47 @@ fn tokens(rows: &[&[u32]]) -> usize {
     rows.iter().map(|row| row.len()).sum()
 }
 
-/// Logged once, here, where the failure is handled; never the input.
-fn report(
-    (model, device): (&str, &str),
-    error: &BatchError,
-    rows: usize,
-    (metrics, own, number): (&Metrics, &ModelMetrics, usize),
-) {
-    match error {
-        BatchError::OutOfMemory => {
-            own.batch_split(Split::Oom);
-            own.batch_failed(number, BatchFailure::Oom);
-            tracing::warn!(
-                model,
-                device,
-                rows,
-                "out of device memory; splitting the batch, and smaller ones from now on"
-            );
-        }
-        BatchError::Lost(reason) => {
-            own.batch_failed(number, BatchFailure::Device);
-            tracing::error!(model, device, rows, reason, "the device is lost");
-        }
-        BatchError::Failed(error) => {
-            own.batch_split(Split::Isolate);
-            own.batch_failed(number, BatchFailure::Device);
-            tracing::error!(model, device, rows, %error, "forward pass failed; isolating the row");
-        }
-        // The message may quote the input: the place of the panic is in the log already.
-        BatchError::Panicked(_) => {
-            own.batch_split(Split::Isolate);
-            metrics.panicked(PanicThread::Runner);
-            own.batch_failed(number, BatchFailure::Panic);
-            tracing::error!(model, device, rows, "forward pass panicked; isolating the row");
+/// Where the failures of one device are logged and counted: once, where they are handled, and never with the input.
+struct FailureLog<'a> {
+    model: &'a str,
+    device: &'a str,
+    /// The device's, in the metrics.
+    number: usize,
+    metrics: &'a Metrics,
+    own: &'a ModelMetrics,
+}
+
+impl FailureLog<'_> {
+    /// A pass over so many rows failed.
+    fn report(&self, error: &BatchError, rows: usize) {
+        let Self { model, device, number, metrics, own } = *self;
+        match error {
+            BatchError::OutOfMemory => {
+                own.batch_split(Split::Oom);
+                own.batch_failed(number, BatchFailure::Oom);
+                tracing::warn!(
+                    model,
+                    device,
+                    rows,
+                    "out of device memory; splitting the batch, and smaller ones from now on"
+                );
+            }
+            BatchError::Lost(reason) => {
+                own.batch_failed(number, BatchFailure::Device);
+                tracing::error!(model, device, rows, reason, "the device is lost");
+            }
+            BatchError::Failed(error) => {
+                own.batch_split(Split::Isolate);
+                own.batch_failed(number, BatchFailure::Device);
+                tracing::error!(model, device, rows, %error, "forward pass failed; isolating the row");
+            }
+            // The message may quote the input: the place of the panic is in the log already.
+            BatchError::Panicked(_) => {
+                own.batch_split(Split::Isolate);
+                metrics.panicked(PanicThread::Runner);
+                own.batch_failed(number, BatchFailure::Panic);
+                tracing::error!(model, device, rows, "forward pass panicked; isolating the row");
+            }
         }
     }
 }

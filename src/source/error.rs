@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::catalog::id::{IdError, printable};
+use crate::catalog::id::IdError;
+use crate::excerpt::excerpt;
 
 /// What `obtain` answers when a model's files are not to be had.
 #[derive(Debug, Error)]
@@ -56,13 +57,13 @@ pub enum Cause {
     Deadline { what: String, after: Duration },
     #[error("redirect from {from} refused, {reason}: {to}")]
     Redirect { from: String, to: String, reason: &'static str },
-    #[error("file has {size} bytes, limit {limit}: {}", printable(.file))]
+    #[error("file has {size} bytes, limit {limit}: {}", excerpt(.file))]
     TooLarge { file: String, size: u64, limit: u64 },
-    #[error("size differs, expected {expected}, found {found}: {}", printable(.file))]
+    #[error("size differs, expected {expected}, found {found}: {}", excerpt(.file))]
     Size { file: String, expected: u64, found: u64 },
-    #[error("hash differs, expected {expected}, found {found}: {}", printable(.file))]
+    #[error("hash differs, expected {expected}, found {found}: {}", excerpt(.file))]
     Hash { file: String, expected: String, found: String },
-    #[error("cached file is damaged, and offline it cannot be fetched again: {}", printable(.file))]
+    #[error("cached file is damaged, and offline it cannot be fetched again: {}", excerpt(.file))]
     Damaged { file: String },
     #[error(transparent)]
     Name(#[from] IdError),
@@ -87,7 +88,7 @@ pub enum Cause {
     Unsupported { file: String, what: String },
     #[error("such a model cannot be served, so its weights are not fetched: {reason}")]
     Useless { reason: String },
-    #[error("link leaves the model's folder: {}", printable(.file))]
+    #[error("link leaves the model's folder: {}", excerpt(.file))]
     Escape { file: String },
     #[error("cannot {action} {}: {source}", .path.display())]
     Io { action: &'static str, path: PathBuf, source: std::io::Error },
@@ -176,7 +177,7 @@ fn list(attempts: &[Attempt]) -> String {
 fn names(files: &[String]) -> String {
     let mut shown = String::new();
     for (index, file) in files.iter().enumerate() {
-        let name = printable(file);
+        let name = excerpt(file);
         if index > 0 && (index == SHOWN_NAMES || shown.chars().count() + name.chars().count() > SHOWN_NAMES_CHARS) {
             return format!("{shown}, and {} more", files.len() - index);
         }

@@ -204,7 +204,7 @@ impl Range<'_, '_> {
             answer = self.client.send(&Ask { url: self.transfer.url.clone(), ..ask }, self.context.stop)?;
         }
         let expected = match answer.status {
-            206 => partial_length(&answer, (start, end), size)?,
+            206 => partial_length(&answer, &(start..end), size)?,
             200 => {
                 // The server knows no ranges: from the beginning, then.
                 let announced = answer.header("content-length").and_then(|text| text.parse().ok());
@@ -256,7 +256,7 @@ impl Range<'_, '_> {
 }
 
 /// Length of a 206 answer whose range is the one that was asked for, or begins like it.
-fn partial_length(answer: &Answer, (start, end): (u64, u64), size: u64) -> Result<u64, Cause> {
+fn partial_length(answer: &Answer, asked: &std::ops::Range<u64>, size: u64) -> Result<u64, Cause> {
     let header = answer.header("content-range").unwrap_or_default();
     let Some(range) = parse_content_range(header) else {
         return Err(answer.protocol("the range it sent cannot be read"));
@@ -265,7 +265,7 @@ fn partial_length(answer: &Answer, (start, end): (u64, u64), size: u64) -> Resul
         let found = range.total.unwrap_or_default();
         return Err(Cause::Size { file: answer.what().to_owned(), expected: size, found });
     }
-    if range.first != start || range.last < range.first || range.last >= end {
+    if range.first != asked.start || range.last < range.first || range.last >= asked.end {
         return Err(answer.protocol("it sent another range than the one asked for"));
     }
     Ok(range.last - range.first + 1)

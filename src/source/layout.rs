@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Deserialize;
 
 use crate::catalog::id::RelPath;
+use crate::excerpt::excerpt;
 use crate::source::error::Cause;
 
 /// A repository as `plan` sees it.
@@ -211,7 +212,7 @@ impl Plan {
         // bot converts comes first.
         let refused = names.iter().filter(here).min_by_key(|name| (!name.ends_with(PICKLE), !is_pickle(name)));
         if let Some(name) = refused {
-            return Err(Cause::Weights { found: crate::catalog::id::printable(name) });
+            return Err(Cause::Weights { found: excerpt(name) });
         }
         self.missing.push(format!("{folder}{WEIGHTS}"));
         Ok(())

@@ -76,7 +76,8 @@ pub type Judge = fn(&ModelSpec, &Path) -> Result<(), String>;
 /// # Errors
 /// `Stopped`, or why each source failed.
 pub fn obtain(
-    (spec, judge): (&ModelSpec, Judge),
+    spec: &ModelSpec,
+    judge: Judge,
     config: &SourceConfig,
     progress: &LoadProgress,
     stop: &AtomicBool,

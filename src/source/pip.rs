@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
-use crate::catalog::id::printable;
+use crate::excerpt::excerpt;
 use crate::source::cache::{create_folder, pause};
 use crate::source::error::Cause;
 use crate::source::fault;
@@ -88,7 +88,7 @@ fn single_wheel(folder: &Path, limit: u64) -> Result<PathBuf, Cause> {
         [(path, size)] if *size <= limit => Ok(path.clone()),
         [(path, size)] => {
             let file = path.file_name().unwrap_or_default().to_string_lossy();
-            Err(Cause::TooLarge { file: printable(&file), size: *size, limit })
+            Err(Cause::TooLarge { file: excerpt(&file), size: *size, limit })
         }
         _ => Err(Cause::Pip {
             status: "success".to_owned(),
@@ -203,7 +203,7 @@ fn explanation(output: &str, secrets: &[String]) -> String {
         text = text.replace(secret.as_str(), "***");
     }
     let words: Vec<&str> = text.split(' ').map(|word| if suspicious(word) { "(address)" } else { word }).collect();
-    printable(&words.join(" "))
+    excerpt(&words.join(" "))
 }
 
 /// An address, or anything with the `user:password@` of one.

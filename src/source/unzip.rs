@@ -13,7 +13,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use zip::ZipArchive;
 use zip::result::ZipError;
 
-use crate::catalog::id::{RelPath, printable};
+use crate::catalog::id::RelPath;
+use crate::excerpt::excerpt;
 use crate::source::cache::{create, create_folder, create_parent, ensure_space, sync};
 use crate::source::error::Cause;
 use crate::source::fault;
@@ -167,7 +168,7 @@ impl Listing for Wheel {
 }
 
 fn refused(member: &str, reason: &str) -> Cause {
-    Cause::Archive { member: printable(member), reason: printable(reason) }
+    Cause::Archive { member: excerpt(member), reason: excerpt(reason) }
 }
 
 fn unreadable(member: &str, error: &ZipError) -> Cause {

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use super::growth;
-use super::token_arrays::Rules;
+use super::lead::Lead;
+use super::token_arrays::{Reading, Rules, Vocabulary};
 use super::{EncodedRow, Model};
-use crate::request::{Input, Place, RequestError, Truncation};
+use crate::observe::metrics::ArrayReading;
+use crate::request::{Input, InputLocation, RequestError, Truncation};
 
 /// Texts of fewer bytes together are tokenised where they arrive: a few microseconds in plain English, and a quarter of a
 /// millisecond at the very worst.
@@ -66,10 +68,30 @@ impl Job {
         has_left: &dyn Fn() -> bool,
     ) -> Result<Vec<EncodedRow>, RequestError> {
         let lead = self.model.lead(&self.prompt, self.truncation)?;
-        let encode = |(index, input)| {
-            let place = Place::input(self.single, first + index);
-            self.model.encode(input, place, self.truncation, (&self.rules, &lead))
-        };
+        let encode = |(index, input)| self.encode_input(input, InputLocation::at(self.single, first + index), &lead);
         inputs.into_iter().enumerate().take_while(|_| !has_left()).map(encode).collect()
+    }
+
+    fn encode_input(&self, input: Input, place: InputLocation, lead: &Lead<'_>) -> Result<EncodedRow, RequestError> {
+        let Self { model, rules, truncation, .. } = self;
+        let ids = match input {
+            Input::Text(text) => return model.encode_text(&text, lead, place, *truncation),
+            Input::Tokens(ids) => ids,
+        };
+        rules.check_length(ids.len(), model.limits.max_request_tokens)?;
+        let vocabulary = Vocabulary { frame: &model.frame, rows: model.vocab_rows, model: &model.name };
+        let reading = rules.read(&ids, place, &vocabulary);
+        model.metrics.token_array(match &reading {
+            Ok(Reading::Text(_, encoding)) => encoding.metric(),
+            Ok(Reading::Ids(_)) => ArrayReading::Model,
+            Err(_) => ArrayReading::Refused,
+        });
+        match reading? {
+            Reading::Text(text, _) => {
+                let row = model.encode_text(&text, lead, place, *truncation)?;
+                Ok(EncodedRow { counted: ids.len(), ..row })
+            }
+            Reading::Ids(ids) => model.fit(model.unframed(ids), place, *truncation),
+        }
     }
 }

@@ -18,6 +18,7 @@ use tokenizers::{ModelWrapper, NormalizerWrapper, Tokenizer};
 use super::settings::Settings;
 use super::unigram::Unigram;
 use super::word_list;
+use crate::excerpt::excerpt;
 use crate::small_file;
 
 /// The largest real tokenizer (XLM-R) has 17 MB; 64 MiB bounds what a hostile file can make us parse.
@@ -30,8 +31,6 @@ const MAX_PIECES_BYTES: usize = 8 << 20;
 const MAX_WORD_CHARS: usize = 1000;
 /// BERT's vocabulary, where there is no `tokenizer.json`.
 const WORD_LIST: &str = "vocab.txt";
-/// As much of the library's words as messages show.
-const SHOWN_CHARS: usize = 200;
 
 /// Why a tokenizer cannot be used.
 #[derive(Debug, Error)]
@@ -120,10 +119,7 @@ fn read(
     }
     let bytes = small_file::read(path, MAX_FILE_BYTES).map_err(read)?;
     // The library may quote the file: on one line, and not all of it.
-    let format = |reason: String| {
-        let reason = reason.chars().take(SHOWN_CHARS).flat_map(char::escape_debug).collect();
-        TokenizerLoadError::Format { path: path.to_owned(), reason }
-    };
+    let format = |reason: String| TokenizerLoadError::Format { path: path.to_owned(), reason: excerpt(&reason) };
     let settings = Settings::read(path.parent().unwrap_or(path)).map_err(format)?;
     let loaded = catch_unwind(AssertUnwindSafe(|| -> Result<Loaded, String> {
         let in_words = |error: tokenizers::Error| error.to_string();

@@ -24,12 +24,12 @@ use std::time::{Duration, Instant};
 use futures_util::stream::{FuturesOrdered, StreamExt};
 use thiserror::Error;
 
-use crate::observe::metrics::{ArrayReading, ModelMetrics, Refusal};
-use crate::request::{EmbedRequest, Input, Measured, Place, RequestError, RequestLimits, Side, TokenRow, Truncation};
+use crate::observe::metrics::{ModelMetrics, Refusal};
+use crate::request::{EmbedRequest, InputLocation, Measured, RequestError, RequestLimits, Side, TokenRow, Truncation};
 use job::{Job, Rows};
 use lead::Lead;
 use load::{Frame, Loaded, TokenizerLoadError};
-use token_arrays::{Reading, Rules, Vocabulary};
+use token_arrays::Rules;
 use unigram::Unigram;
 use word_piece::WordPiece;
 use words::WholeWords;
@@ -210,7 +210,7 @@ impl Tokenizer {
                 first += inputs.len();
                 let size_bytes = job.size_bytes(&inputs);
                 let work = move |has_left: &dyn Fn() -> bool| job.encode(inputs, place, has_left);
-                tasks.push_back(self.workers.run((patience, size_bytes), work));
+                tasks.push_back(self.workers.run(patience, size_bytes, work));
             }
             // In order, so that the first fault is named and ends the rest.
             match tasks.next().await {
@@ -222,39 +222,6 @@ impl Tokenizer {
 }
 
 impl Model {
-    fn encode(
-        &self,
-        input: Input,
-        place: Place,
-        truncation: Truncation,
-        (rules, lead): (&Rules, &Lead<'_>),
-    ) -> Result<EncodedRow, RequestError> {
-        match input {
-            Input::Text(text) => self.encode_text(&text, lead, place, truncation),
-            Input::Tokens(ids) => {
-                rules.check_length(ids.len(), self.limits.max_request_tokens)?;
-                let vocabulary = Vocabulary { frame: &self.frame, rows: self.vocab_rows, model: &self.name };
-                let reading = rules.read(&ids, place, &vocabulary);
-                let metric = match &reading {
-                    Ok(Reading::Text(_, encoding)) => encoding.metric(),
-                    Ok(Reading::Ids(_)) => ArrayReading::Model,
-                    Err(_) => ArrayReading::Refused,
-                };
-                self.metrics.token_array(metric);
-                match reading? {
-                    Reading::Text(text, _) => {
-                        let row = self.encode_text(&text, lead, place, truncation)?;
-                        Ok(EncodedRow { counted: ids.len(), ..row })
-                    }
-                    Reading::Ids(ids) => {
-                        let content = self.unframed(ids);
-                        self.fit(content, place, truncation)
-                    }
-                }
-            }
-        }
-    }
-
     /// The prompt of a request, measured when pooling must not see it.
     fn lead<'p>(&self, prompt: &'p str, truncation: Truncation) -> Result<Lead<'p>, RequestError> {
         if prompt.is_empty() || self.include_prompt {
@@ -276,7 +243,7 @@ impl Model {
         &self,
         text: &str,
         lead: &Lead<'_>,
-        place: Place,
+        place: InputLocation,
         truncation: Truncation,
     ) -> Result<EncodedRow, RequestError> {
         let cap = self.limits.max_input_bytes;
@@ -321,7 +288,7 @@ impl Model {
     }
 
     /// Frames the content, cutting it when that was asked for.
-    fn fit(&self, content: Vec<u32>, place: Place, truncation: Truncation) -> Result<EncodedRow, RequestError> {
+    fn fit(&self, content: Vec<u32>, place: InputLocation, truncation: Truncation) -> Result<EncodedRow, RequestError> {
         let tokens = content.len() + self.frame.len();
         if tokens > truncation.max_tokens && truncation.side.is_none() {
             let (limit, measured) = (self.limits.max_tokens, Measured::Tokens(tokens));

@@ -7,7 +7,7 @@
 use tiktoken_rs::{CoreBPE, cl100k_base_singleton, o200k_base_singleton};
 
 use crate::observe::metrics::ArrayReading;
-use crate::request::{Place, RequestError, TokenArrays, TokenEncoding};
+use crate::request::{InputLocation, RequestError, TokenArrays, TokenEncoding};
 use crate::tokenize::load::Frame;
 
 /// What an array turned out to be.
@@ -41,7 +41,7 @@ impl Rules {
     ///
     /// # Errors
     /// An id outside the vocabulary it is read with, or an array that fits both readings.
-    pub fn read(&self, ids: &[i64], place: Place, model: &Vocabulary<'_>) -> Result<Reading, RequestError> {
+    pub fn read(&self, ids: &[i64], place: InputLocation, model: &Vocabulary<'_>) -> Result<Reading, RequestError> {
         match (self.encoding, self.policy) {
             (_, TokenArrays::Reject) => Err(RequestError::TokenArraysRejected),
             (Some(TokenEncoding::Model), _) | (None, TokenArrays::Model) => model.own_ids(ids, place),
@@ -52,7 +52,7 @@ impl Rules {
         }
     }
 
-    fn auto(&self, ids: &[i64], place: Place, model: &Vocabulary<'_>) -> Result<Reading, RequestError> {
+    fn auto(&self, ids: &[i64], place: InputLocation, model: &Vocabulary<'_>) -> Result<Reading, RequestError> {
         let Some(own) = model.framed(ids) else { return self.by_name(ids, place, true) };
         match OpenAiEncoding::of_model_name(&self.requested_model) {
             Some(encoding) if encoding.is_text(ids) => {
@@ -72,7 +72,7 @@ impl Rules {
         if !own && tokens > limit { Err(RequestError::TooManyTokens { tokens, limit }) } else { Ok(()) }
     }
 
-    fn by_name(&self, ids: &[i64], place: Place, suggest_model: bool) -> Result<Reading, RequestError> {
+    fn by_name(&self, ids: &[i64], place: InputLocation, suggest_model: bool) -> Result<Reading, RequestError> {
         match OpenAiEncoding::of_model_name(&self.requested_model) {
             Some(encoding) => encoding.read(ids, place, suggest_model),
             // The client used a vocabulary that no embedding model of today has; its first id is reported.
@@ -102,7 +102,7 @@ impl Vocabulary<'_> {
         (inside && self.frame.encloses(&own)).then_some(own)
     }
 
-    fn own_ids(&self, ids: &[i64], place: Place) -> Result<Reading, RequestError> {
+    fn own_ids(&self, ids: &[i64], place: InputLocation) -> Result<Reading, RequestError> {
         let mut own = Vec::with_capacity(ids.len() + self.frame.len());
         for (position, &id) in ids.iter().enumerate() {
             match u32::try_from(id) {
@@ -174,7 +174,7 @@ impl OpenAiEncoding {
         ids.iter().all(|id| self.contains(*id)) && self.bytes(ids).is_some_and(|bytes| String::from_utf8(bytes).is_ok())
     }
 
-    fn read(self, ids: &[i64], place: Place, suggest_model: bool) -> Result<Reading, RequestError> {
+    fn read(self, ids: &[i64], place: InputLocation, suggest_model: bool) -> Result<Reading, RequestError> {
         let wrong = |position: usize, id: i64| RequestError::TokenId {
             place: place.token(position),
             id,

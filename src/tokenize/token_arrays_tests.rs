@@ -2,13 +2,21 @@
 
 use super::*;
 
-const BERT: (&[u32], &[u32], usize) = (&[101], &[102], 30522);
-const XLM_R: (&[u32], &[u32], usize) = (&[0], &[2], 250_002);
+/// What a model puts around every text, and how many ids it has.
+#[derive(Clone, Copy)]
+struct Model {
+    prefix: u32,
+    suffix: u32,
+    rows: usize,
+}
 
-fn read(ids: &[i64], rules: &Rules, (prefix, suffix, rows): (&[u32], &[u32], usize)) -> Result<Reading, RequestError> {
-    let frame = Frame { prefix: prefix.to_vec(), suffix: suffix.to_vec() };
-    let vocabulary = Vocabulary { frame: &frame, rows, model: "m" };
-    rules.read(ids, Place::input(false, 0), &vocabulary)
+const BERT: Model = Model { prefix: 101, suffix: 102, rows: 30522 };
+const XLM_R: Model = Model { prefix: 0, suffix: 2, rows: 250_002 };
+
+fn read(ids: &[i64], rules: &Rules, model: Model) -> Result<Reading, RequestError> {
+    let frame = Frame { prefix: vec![model.prefix], suffix: vec![model.suffix] };
+    let vocabulary = Vocabulary { frame: &frame, rows: model.rows, model: "m" };
+    rules.read(ids, InputLocation::at(false, 0), &vocabulary)
 }
 
 fn rules(policy: TokenArrays, encoding: Option<TokenEncoding>, name: &str) -> Rules {

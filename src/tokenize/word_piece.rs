@@ -173,22 +173,22 @@ impl WordPiece {
                 continue;
             }
             let before = ids.len();
-            match self.chunk(bytes, at, (&mut word, &mut ids)) {
+            match self.chunk(bytes, at, &mut word, &mut ids) {
                 Chunk::End(end) => at = end,
                 Chunk::Foreign => {
                     ids.truncate(before);
                     let Some(end) = self.foreign_end(bytes, at) else {
                         ids.clear();
-                        self.divided(library, text, (&mut word, &mut ids))?;
+                        self.divided(library, text, &mut word, &mut ids)?;
                         return Ok(ids);
                     };
                     // White space is ASCII: both ends lie between characters.
-                    self.divided(library, &text[at..end], (&mut word, &mut ids))?;
+                    self.divided(library, &text[at..end], &mut word, &mut ids)?;
                     at = end;
                 }
                 Chunk::Added => {
                     ids.clear();
-                    self.divided(library, text, (&mut word, &mut ids))?;
+                    self.divided(library, text, &mut word, &mut ids)?;
                     return Ok(ids);
                 }
             }
@@ -197,7 +197,7 @@ impl WordPiece {
     }
 
     /// Reads a text that the library has normalised and divided into words and added tokens.
-    fn divided(&self, library: &Tokenizer, text: &str, (word, ids): (&mut Word, &mut Vec<u32>)) -> Result<(), String> {
+    fn divided(&self, library: &Tokenizer, text: &str, word: &mut Word, ids: &mut Vec<u32>) -> Result<(), String> {
         let mut divided = library.get_added_vocabulary().extract_and_normalize(library.get_normalizer(), text);
         BertPreTokenizer.pre_tokenize(&mut divided).map_err(|error| error.to_string())?;
         for (text, _, tokens) in divided.get_splits(OffsetReferential::Original, OffsetType::None) {
@@ -222,7 +222,7 @@ impl WordPiece {
     }
 
     /// Reads from `start`, which is no white space, to the next white space.
-    fn chunk(&self, bytes: &[u8], start: usize, (word, ids): (&mut Word, &mut Vec<u32>)) -> Chunk {
+    fn chunk(&self, bytes: &[u8], start: usize, word: &mut Word, ids: &mut Vec<u32>) -> Chunk {
         (word.length, word.chars) = (0, 0);
         let mut at = start;
         while let Some(byte) = bytes.get(at) {

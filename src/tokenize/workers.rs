@@ -133,7 +133,8 @@ impl Workers {
     /// The task panicked, or was not begun in time.
     pub async fn run<R: Send + 'static>(
         &self,
-        (patience, size_bytes): (Duration, usize),
+        patience: Duration,
+        size_bytes: usize,
         work: impl FnOnce(&dyn Fn() -> bool) -> R + Send + 'static,
     ) -> Result<R, WorkerError> {
         let shared = &self.pool.0;
@@ -274,8 +275,8 @@ mod tests {
     async fn a_panicking_task_fails_alone() {
         let metrics = Metrics::new(&[]);
         let workers = Workers::new(1, &metrics).unwrap();
-        assert_eq!(workers.run((MINUTE, 0), |_| panic!("crafted text")).await, Err::<(), _>(WorkerError::Failed));
-        assert_eq!(workers.run((MINUTE, 0), |_| 7).await, Ok(7));
+        assert_eq!(workers.run(MINUTE, 0, |_| panic!("crafted text")).await, Err::<(), _>(WorkerError::Failed));
+        assert_eq!(workers.run(MINUTE, 0, |_| 7).await, Ok(7));
         assert_eq!(workers.run_here(|| panic!("crafted text")), Err::<(), _>(WorkerError::Failed));
         assert_eq!(workers.run_here(|| 8), Ok(8));
         assert!(metrics.encode().contains("embedserve_panics_total{thread=\"tokenizer\"} 2"));
@@ -288,7 +289,7 @@ mod tests {
         let (begun, until) = (Arc::new(tokio::sync::Notify::new()), Arc::new(AtomicBool::new(false)));
         let long = {
             let (begun, until) = (Arc::clone(&begun), Arc::clone(&until));
-            workers.run((MINUTE, 0), move |has_left| {
+            workers.run(MINUTE, 0, move |has_left| {
                 begun.notify_one();
                 while !has_left() {
                     std::thread::yield_now();
@@ -301,10 +302,10 @@ mod tests {
             _ = &mut long => panic!("nobody has left"),
             () = begun.notified() => {}
         }
-        let late = workers.run((Duration::from_millis(20), 0), |_| panic!("nobody waits for it"));
+        let late = workers.run(Duration::from_millis(20), 0, |_| panic!("nobody waits for it"));
         assert_eq!(late.await, Err::<(), _>(WorkerError::Busy));
         drop(long);
-        assert_eq!(workers.run((MINUTE, 0), |_| 7).await, Ok(7));
+        assert_eq!(workers.run(MINUTE, 0, |_| 7).await, Ok(7));
         assert!(until.load(Ordering::SeqCst));
     }
 
@@ -318,7 +319,7 @@ mod tests {
             let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
             let task = || {
                 let (running, most) = (Arc::clone(&running), Arc::clone(&most));
-                workers.run((MINUTE, 0), move |_| {
+                workers.run(MINUTE, 0, move |_| {
                     let now = running.fetch_add(1, Ordering::SeqCst) + 1;
                     most.fetch_max(now, Ordering::SeqCst);
                     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
@@ -342,7 +343,7 @@ mod tests {
         let (begun, second) = (Arc::new(tokio::sync::Notify::new()), Arc::new(AtomicBool::new(false)));
         let until_second = {
             let (begun, second) = (Arc::clone(&begun), Arc::clone(&second));
-            workers.run((MINUTE, 0), move |_| {
+            workers.run(MINUTE, 0, move |_| {
                 begun.notify_one();
                 let deadline = std::time::Instant::now() + Duration::from_secs(20);
                 while !second.load(Ordering::SeqCst) && std::time::Instant::now() < deadline {
@@ -355,7 +356,7 @@ mod tests {
             begun.notified().await;
             let task = {
                 let second = Arc::clone(&second);
-                workers.run((MINUTE, 0), move |_| second.store(true, Ordering::SeqCst))
+                workers.run(MINUTE, 0, move |_| second.store(true, Ordering::SeqCst))
             };
             let pass_ends = async {
                 tokio::task::yield_now().await;
@@ -373,7 +374,7 @@ mod tests {
         let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let task = |size_bytes: usize| {
             let (running, most) = (Arc::clone(&running), Arc::clone(&most));
-            workers.run((MINUTE, size_bytes), move |_| {
+            workers.run(MINUTE, size_bytes, move |_| {
                 most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                 (0..1000).for_each(|_| std::thread::yield_now());
                 running.fetch_sub(1, Ordering::SeqCst);
@@ -385,16 +386,15 @@ mod tests {
         assert!(most.load(Ordering::SeqCst) <= 2);
         // All of the budget is taken, and a short text is read all the same.
         let held = Arc::clone(&workers.pool.0.large).acquire_many_owned(large_units(ALL_LARGE_BYTES)).await.unwrap();
-        assert_eq!(workers.run((MINUTE, LARGE_BYTES), |_| 7).await, Ok(7));
-        let short_of_patience = (Duration::from_millis(20), LARGE_BYTES + 1);
-        assert_eq!(workers.run(short_of_patience, |_| 7).await, Err(WorkerError::Busy));
+        assert_eq!(workers.run(MINUTE, LARGE_BYTES, |_| 7).await, Ok(7));
+        assert_eq!(workers.run(Duration::from_millis(20), LARGE_BYTES + 1, |_| 7).await, Err(WorkerError::Busy));
         drop(held);
     }
 
     #[tokio::test]
     async fn more_tasks_than_may_wait_are_all_done() {
         let workers = Workers::new(2, &Metrics::new(&[])).unwrap();
-        let done = join_all((0..4 * WAITING_TASKS).map(|index| workers.run((MINUTE, 0), move |_| index))).await;
+        let done = join_all((0..4 * WAITING_TASKS).map(|index| workers.run(MINUTE, 0, move |_| index))).await;
         assert!(done.into_iter().enumerate().all(|(index, result)| result == Ok(index)));
     }
 }

@@ -18,7 +18,7 @@ use crate::support::sources::{
 };
 
 fn export(specs: &[ModelSpec], output: &Path, config: &SourceConfig) -> Result<Bundle, BundleError> {
-    bundle::export((specs, ANY), output, config, &AtomicBool::new(false))
+    bundle::export(specs, ANY, output, config, &AtomicBool::new(false))
 }
 
 /// With no checksum expected and no catalogue.

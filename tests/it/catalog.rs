@@ -5,8 +5,6 @@ use std::sync::Arc;
 use embedserve::catalog::reference::{Expected, ReferencePrompt};
 use embedserve::catalog::{self, CatalogError, ModelSpec, Names, Problem, SourceSpec, schema};
 use embedserve::kernel::Precision;
-use embedserve::load;
-use embedserve::observe::progress::LoadProgress;
 use embedserve::pool::PoolingMode;
 use embedserve::request::{Side, TokenArrays};
 
@@ -376,8 +374,7 @@ fn an_entry_that_speaks_of_another_architecture_is_refused() {
     let folder = TinyModel::default().write();
     let load = |architecture: &str| {
         let spec = ModelSpec { architecture: Some(architecture.to_owned()), ..served::spec(folder.path()) };
-        let configs = (&served::requests(), &served::batches());
-        load::load(&spec, folder.path(), None, configs, (served::shared(), &LoadProgress::default()))
+        served::try_load_as(&spec, folder.path(), served::shared())
     };
     let error = load("xlm-roberta").unwrap_err().to_string();
     assert!(error.contains("architecture = xlm-roberta") && error.contains("model_type = bert"), "{error}");
@@ -390,9 +387,7 @@ fn max_tokens_lowers_the_models_own_limit_and_never_raises_it() {
     std::fs::write(folder.path().join("sentence_bert_config.json"), "{\"max_seq_length\": 32}").unwrap();
     let limit = |max_tokens: usize| {
         let spec = ModelSpec { max_tokens: Some(max_tokens), ..served::spec(folder.path()) };
-        let configs = (&served::requests(), &served::batches());
-        let loaded = load::load(&spec, folder.path(), None, configs, (served::shared(), &LoadProgress::default()));
-        loaded.unwrap().served.limits.max_tokens
+        served::try_load_as(&spec, folder.path(), served::shared()).unwrap().served.limits.max_tokens
     };
     assert_eq!((limit(16), limit(48)), (16, 32));
 }

@@ -17,14 +17,13 @@ use embedserve::kernel::cuda::launch::{Columns, DeviceAttention, HEAD_SIZES, Pas
 use embedserve::kernel::cuda::{Buffer, CudaError, Device, Format, count};
 use embedserve::kernel::reference::{self, AttentionOptions};
 use embedserve::kernel::{Activation, Compute, DistanceBias, Isa, MatrixShape, Precision, Reduce, Rotary, Target};
-use embedserve::load::{self, Loaded, Seat, Shared};
-use embedserve::observe::progress::LoadProgress;
+use embedserve::load::{Loaded, Seat, Shared};
 use embedserve::threads::Threads;
 use tokio::sync::{Mutex, MutexGuard};
 
 use crate::support::golden::{Golden, folder};
 use crate::support::random::Random;
-use crate::support::served::{batches, embed, requests, shared_with, spec};
+use crate::support::served::{embed, shared_with, spec, try_load_as};
 
 /// One test at a time: one of them looks at what memory is left.
 static TURN: Mutex<()> = Mutex::const_new(());
@@ -44,8 +43,7 @@ fn loaded(folder: &Path, device: &Device, dtype: Precision) -> Result<Loaded, St
     let shared = shared_with(2, Isa::detect());
     let shared = Shared { seats: Seat::all(&[Target::Cuda(device.clone())], &shared.threads), ..shared };
     let spec = ModelSpec { dtype: Some(dtype), ..spec(folder) };
-    let limits = (&requests(), &batches());
-    load::load(&spec, folder, None, limits, (&shared, &LoadProgress::default())).map_err(|error| error.to_string())
+    try_load_as(&spec, folder, &shared).map_err(|error| error.to_string())
 }
 
 /// The numbers of a batch of rows of these lengths, laid out as the encoder does.

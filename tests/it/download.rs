@@ -167,7 +167,7 @@ fn stop_ends_a_stalled_transfer_within_a_second() {
     let stop = Arc::new(AtomicBool::new(false));
     let worker = {
         let (stop, config) = (Arc::clone(&stop), machine.config.clone());
-        std::thread::spawn(move || source::obtain((&hub_model(), ANY), &config, &LoadProgress::default(), &stop))
+        std::thread::spawn(move || source::obtain(&hub_model(), ANY, &config, &LoadProgress::default(), &stop))
     };
     wait_until("the weights are asked for", || !hub.asked_for(WEIGHTS).is_empty());
     let begun = Instant::now();
@@ -279,7 +279,7 @@ fn a_model_of_another_kind_is_refused_before_its_weights_are_asked_for() {
     let hub = FakeHub::start(decoder);
     let machine = Machine::new(&hub.endpoint());
     let (progress, stop) = (LoadProgress::default(), AtomicBool::new(false));
-    let refused = source::obtain((&hub_model(), describe::judge), &machine.config, &progress, &stop).unwrap_err();
+    let refused = source::obtain(&hub_model(), describe::judge, &machine.config, &progress, &stop).unwrap_err();
     let message = refused.to_string();
     assert!(message.contains("model_type = llama is not implemented; served are: bert, "), "{message}");
     assert!(hub.asked_for(WEIGHTS).is_empty());
@@ -296,10 +296,10 @@ fn a_model_without_a_pooling_of_its_own_can_be_fetched_and_not_served() {
     let hub = FakeHub::start(files);
     let machine = Machine::new(&hub.endpoint());
     let (progress, stop) = (LoadProgress::default(), AtomicBool::new(false));
-    let refused = source::obtain((&hub_model(), describe::judge), &machine.config, &progress, &stop).unwrap_err();
+    let refused = source::obtain(&hub_model(), describe::judge, &machine.config, &progress, &stop).unwrap_err();
     assert!(refused.to_string().contains("--pooling"), "{refused}");
     assert!(hub.asked_for(WEIGHTS).is_empty());
-    source::obtain((&hub_model(), describe::judge_to_keep), &machine.config, &progress, &stop).unwrap();
+    source::obtain(&hub_model(), describe::judge_to_keep, &machine.config, &progress, &stop).unwrap();
 }
 
 // D-07

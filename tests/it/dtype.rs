@@ -9,14 +9,13 @@ use embedserve::cli::Cli;
 use embedserve::config::{Config, ConfigError, Environment};
 use embedserve::kernel::{Compute, Isa, Precision, Target};
 use embedserve::load::describe::describe;
-use embedserve::load::{self, LoadError, memory};
-use embedserve::observe::progress::LoadProgress;
+use embedserve::load::{LoadError, memory};
 use embedserve::threads::Threads;
 
 use crate::support::golden;
 use crate::support::log::Log;
 use crate::support::running::Process;
-use crate::support::served::{batches, requests, shared_with, spec};
+use crate::support::served::{requests, shared_with, spec, try_load_as};
 use crate::support::tiny_model::TinyModel;
 
 const SOURCE: &str = "source = [{ kind = \"directory\", path = \"/models/x\" }]";
@@ -84,8 +83,8 @@ fn float16_is_refused_on_processors_with_the_ways_out() {
     // Who does not come through the configuration is refused as well.
     let folder = TinyModel::default().write();
     let spec = ModelSpec { dtype: Some(Precision::F16), ..spec(folder.path()) };
-    let (shared, progress) = (shared_with(1, Isa::Portable), LoadProgress::default());
-    let error = load::load(&spec, folder.path(), None, (&requests(), &batches()), (&shared, &progress)).unwrap_err();
+    let shared = shared_with(1, Isa::Portable);
+    let error = try_load_as(&spec, folder.path(), &shared).unwrap_err();
     assert!(matches!(error, LoadError::Precision(_)), "{error}");
     let config = serde_json::from_slice(&std::fs::read(folder.path().join("config.json")).unwrap()).unwrap();
     let compute = Compute { isa: Isa::Portable, precision: Precision::F16 };
@@ -114,8 +113,8 @@ fn what_the_processor_cannot_compute_is_refused_before_anything_is_fetched() {
     // Who does not come through the configuration is refused as well.
     let folder = TinyModel::default().write();
     let spec = ModelSpec { dtype: Some(Precision::Int8), ..spec(folder.path()) };
-    let (shared, progress) = (shared_with(1, Isa::Avx2), LoadProgress::default());
-    let error = load::load(&spec, folder.path(), None, (&requests(), &batches()), (&shared, &progress)).unwrap_err();
+    let shared = shared_with(1, Isa::Avx2);
+    let error = try_load_as(&spec, folder.path(), &shared).unwrap_err();
     assert!(matches!(error, LoadError::Precision(_)), "{error}");
     assert!(matches!(describe(&spec, folder.path(), &requests(), Isa::Avx2), Err(LoadError::Precision(_))));
 }
@@ -199,8 +198,8 @@ fn loading_says_which_format_and_that_the_portable_kernels_are_slow() {
     for (dtype, slow) in [(Precision::F32, false), (Precision::Bf16, true)] {
         let before = log.text().len();
         let spec = ModelSpec { dtype: Some(dtype), ..spec(folder.path()) };
-        let (shared, progress) = (shared_with(1, Isa::Portable), LoadProgress::default());
-        let loaded = load::load(&spec, folder.path(), None, (&requests(), &batches()), (&shared, &progress)).unwrap();
+        let shared = shared_with(1, Isa::Portable);
+        let loaded = try_load_as(&spec, folder.path(), &shared).unwrap();
         let said = log.text()[before..].to_owned();
         assert!(said.contains(&format!("\"dtype\":\"{dtype}\"")) && said.contains("model loaded"), "{said}");
         assert_eq!(said.contains("slowly"), slow, "{said}");

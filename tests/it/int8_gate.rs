@@ -12,15 +12,14 @@ use embedserve::arch::{Encoder, EncoderError};
 use embedserve::catalog::ModelSpec;
 use embedserve::kernel::{Compute, Isa, Precision};
 use embedserve::load::gate::{Case, Figures, GateError, TEXTS, admit};
-use embedserve::load::{self, LoadError, Shared};
-use embedserve::observe::progress::LoadProgress;
+use embedserve::load::{LoadError, Shared};
 use embedserve::pool::{Head, PoolingMode, Step};
 use embedserve::runner::Computation;
 use embedserve::source::notes::Notes;
 
 use crate::support::device::native;
 use crate::support::evil::{self, Evil, HIDDEN};
-use crate::support::served::{batches, requests, shared_with, spec};
+use crate::support::served::{shared_with, spec, try_load_as};
 use crate::support::tiny_model::TinyModel;
 
 /// The vectors of [`Evil`], each value off by up to `noise` in a way that depends on the token.
@@ -269,7 +268,7 @@ fn a_model_is_judged_when_it_is_loaded() {
     let shared = Shared { notes: Notes::at(cache.path().to_owned()), ..shared_with(1, Isa::Portable) };
     let outcome = |folder: &Path, dtype: Precision| {
         let spec = ModelSpec { dtype: Some(dtype), ..spec(folder) };
-        match load::load(&spec, folder, None, (&requests(), &batches()), (&shared, &LoadProgress::default())) {
+        match try_load_as(&spec, folder, &shared) {
             Ok(loaded) => {
                 loaded.served.queue.close();
                 loaded.threads.into_iter().for_each(|thread| thread.join().unwrap());
@@ -308,14 +307,7 @@ fn a_model_that_cannot_be_compared_is_refused_with_the_numbers() {
     let folder = TinyModel::default().write();
     let spec = ModelSpec { dtype: Some(Precision::Int8), ..spec(folder.path()) };
     let load = |limit| {
-        let loaded = load::load(
-            &spec,
-            folder.path(),
-            None,
-            (&requests(), &batches()),
-            (&shared(limit), &LoadProgress::default()),
-        );
-        loaded.map(|loaded| {
+        try_load_as(&spec, folder.path(), &shared(limit)).map(|loaded| {
             loaded.served.queue.close();
             loaded.threads.into_iter().for_each(|thread| thread.join().unwrap());
         })

@@ -8,14 +8,14 @@ use embedserve::catalog::ModelSpec;
 use embedserve::config::{DefaultPrompt, RequestConfig};
 use embedserve::engine::Served;
 use embedserve::kernel::{Compute, Isa, Reduce, Target, reference};
-use embedserve::load;
+use embedserve::load::{self, Settings};
 use embedserve::observe::progress::LoadProgress;
 use embedserve::request::{EmbedRequest, RawInputs, RawRequest, TruncateField};
 use embedserve::threads::Threads;
 use serde_json::{Value, json};
 
 use crate::support::device::soon;
-use crate::support::served::{batches, embed, embed_raw, requests, shared, spec, try_load};
+use crate::support::served::{batches, embed, embed_raw, obtained, requests, shared, spec, try_load};
 use crate::support::tiny_model::{TinyModel, vocabulary};
 
 /// What the catalogue and the operator say about a model.
@@ -38,8 +38,8 @@ fn with_prompts(model: &TinyModel, pooling: &Value) -> tempfile::TempDir {
 fn serve(folder: &Path, change: impl FnOnce(&mut ModelSpec, &mut RequestConfig)) -> Result<Served, String> {
     let (mut spec, mut requests) = (spec(folder), requests());
     change(&mut spec, &mut requests);
-    let settings = (&requests, &batches());
-    let loaded = load::load(&spec, folder, None, settings, (shared(), &LoadProgress::default()));
+    let settings = Settings { requests: &requests, batch: &batches() };
+    let loaded = load::load(&spec, &obtained(folder), settings, shared(), &LoadProgress::default());
     loaded.map(|loaded| loaded.served).map_err(|error| error.to_string())
 }
 

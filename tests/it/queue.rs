@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 use embedserve::batch::plan::Budget;
 use embedserve::batch::{JoinError, QueueLimits, RowFailure, SubmitError, Tickets};
 use embedserve::config::BatchConfig;
-use embedserve::load;
+use embedserve::load::{self, Settings};
 use embedserve::observe::progress::LoadProgress;
 use embedserve::runner::Health;
 
 use crate::support::device::{MODEL, TestDevice, limits, soon, until};
 use crate::support::evil::{BLOCK, Fault, expected};
-use crate::support::served::{batches, requests, shared, spec};
+use crate::support::served::{batches, obtained, requests, shared, spec};
 use crate::support::tiny_model::TinyModel;
 
 /// A device that is busy until released.
@@ -126,13 +126,9 @@ fn a_batch_below_the_longest_text_is_refused_at_start() {
     let folder = TinyModel::default().write();
     let load = |tokens: usize| {
         let batch = BatchConfig { max_batch_tokens: Some(tokens), ..batches() };
-        let loaded = load::load(
-            &spec(folder.path()),
-            folder.path(),
-            None,
-            (&requests(), &batch),
-            (shared(), &LoadProgress::default()),
-        );
+        let settings = Settings { requests: &requests(), batch: &batch };
+        let (spec, folder) = (spec(folder.path()), obtained(folder.path()));
+        let loaded = load::load(&spec, &folder, settings, shared(), &LoadProgress::default());
         loaded.map(|_| ()).map_err(|error| error.to_string())
     };
     let error = load(63).unwrap_err();

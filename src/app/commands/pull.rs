@@ -21,7 +21,7 @@ pub(in crate::app) fn pull(args: &PullArgs, environment: &Environment, stop: &At
     let specs = chosen(&args.models, args.revision.as_deref(), &catalogue)?;
     let mut failed = 0;
     for spec in &specs {
-        match source::obtain((spec, describe::judge_to_keep), &sources, &LoadProgress::default(), stop) {
+        match source::obtain(spec, describe::judge_to_keep, &sources, &LoadProgress::default(), stop) {
             Ok(folder) => writeln!(std::io::stdout(), "{}", folder.path.display())?,
             Err(error) => {
                 failed += 1;

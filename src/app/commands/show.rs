@@ -8,6 +8,7 @@ use crate::catalog::reference::Reference;
 use crate::catalog::{self, ModelSpec, SourceSpec};
 use crate::cli::{ServeArgs, ShowArgs};
 use crate::config::{self, Environment};
+use crate::excerpt::quoted;
 use crate::load::describe::{Description, describe};
 use crate::source::{self, ModelFolder};
 
@@ -126,8 +127,7 @@ fn source_text(source: &SourceSpec) -> String {
 }
 
 fn reference_text(reference: &Reference) -> String {
-    let text: String = reference.text.chars().take(40).collect();
-    format!("{text:?}, {}", reference.published)
+    format!("{}, {}", quoted(&reference.text), reference.published)
 }
 
 fn example(spec: &ModelSpec) -> String {

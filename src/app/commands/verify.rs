@@ -17,7 +17,7 @@ use crate::cli::{ServeArgs, SourceArgs, VerifyArgs};
 use crate::config::{self, BatchConfig, Environment, RequestConfig, SourceConfig};
 use crate::load::verify::second::{Second, against_candle};
 use crate::load::verify::{Comparison, golden, published};
-use crate::load::{self, Loaded, Seat, Shared, describe};
+use crate::load::{self, Loaded, Seat, Settings, Shared, describe};
 use crate::observe::metrics::Metrics;
 use crate::observe::progress::LoadProgress;
 use crate::source::{self, notes::Notes};
@@ -96,16 +96,17 @@ impl Verifier {
 
     /// The instruction set, or the devices.
     fn computes_on(&self) -> String {
-        if self.batch.place.is_cpu() { self.batch.isa.name().to_owned() } else { self.batch.place.label() }
+        let BatchConfig { device_choice, isa, .. } = &self.batch;
+        if device_choice.is_cpu() { isa.name().to_owned() } else { device_choice.label() }
     }
 
     fn verify(&self, spec: &ModelSpec, stop: &AtomicBool) -> anyhow::Result<Verdict> {
         let progress = LoadProgress::default();
-        let folder = source::obtain((spec, describe::judge), &self.sources, &progress, stop).context("cannot fetch")?;
+        let folder = source::obtain(spec, describe::judge, &self.sources, &progress, stop).context("cannot fetch")?;
         let metrics = Metrics::new(std::slice::from_ref(&spec.id));
         let threads = Arc::new(Threads::new(self.batch.threads)?);
         let shared = Shared {
-            seats: Seat::all(&self.batch.place.targets, &threads),
+            seats: Seat::all(&self.batch.device_choice.targets, &threads),
             threads,
             workers: Workers::new(self.batch.threads, &metrics)?,
             metrics,
@@ -113,9 +114,8 @@ impl Verifier {
             notes: Notes::new(&self.sources),
             memory_limit: None,
         };
-        let revision = folder.revision.as_deref();
-        let limits = (&self.requests, &self.batch);
-        let loaded = load::load(spec, &folder.path, revision, limits, (&shared, &progress)).context("cannot load")?;
+        let settings = Settings { requests: &self.requests, batch: &self.batch };
+        let loaded = load::load(spec, &folder, settings, &shared, &progress).context("cannot load")?;
         let Loaded { served, threads: device_threads, .. } = loaded;
         let compared = self.runtime.block_on(async {
             let published = published::against_published(&served, &spec.references, spec.precision()).await?;

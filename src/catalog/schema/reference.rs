@@ -4,9 +4,9 @@ use toml::Spanned;
 use toml::de::DeTable;
 
 use crate::catalog::ModelSpec;
-use crate::catalog::id::printable;
 use crate::catalog::reference::{Expected, Reference, ReferencePrompt, TOLERANCE};
 use crate::catalog::schema::{Reader, Value};
+use crate::excerpt::excerpt;
 
 /// The keys of a reference as they come; which belong together is decided when all are known.
 #[derive(Default)]
@@ -51,7 +51,7 @@ impl<'t> Reader<'t> {
         let prompt = fields.prompt.map(ReferencePrompt::Text).or(fields.prompt_name.map(ReferencePrompt::Named));
         let Some(model) = models.iter_mut().find(|model| model.id.eq_ignore_ascii_case(&id)) else {
             let start = table.get("model").map_or(start, |value| value.span().start);
-            return self.problem(start, format!("no [[model]] of this file has this id: {}", printable(&id)));
+            return self.problem(start, format!("no [[model]] of this file has this id: {}", excerpt(&id)));
         };
         model.references.push(Reference {
             text,

@@ -2,9 +2,10 @@
 
 use toml::de::DeTable;
 
-use crate::catalog::id::{RelPath, RepoId, Revision, Sha256, printable};
+use crate::catalog::id::{RelPath, RepoId, Revision, Sha256};
 use crate::catalog::schema::{Reader, Value};
 use crate::catalog::{SourceSpec, expand_home};
+use crate::excerpt::excerpt;
 
 impl<'t> Reader<'t> {
     pub(super) fn source(&mut self, value: &Value<'t>) -> Option<SourceSpec> {
@@ -18,7 +19,7 @@ impl<'t> Reader<'t> {
                 let start = table.get("kind").map_or(0, |kind| kind.span().start);
                 self.problem(
                     start,
-                    format!("unknown kind of source, known: hub, wheel, directory: {}", printable(other)),
+                    format!("unknown kind of source, known: hub, wheel, directory: {}", excerpt(other)),
                 );
                 None
             }
@@ -77,7 +78,7 @@ impl<'t> Reader<'t> {
         let (text, start) = path?;
         let path = expand_home(&text).filter(|_| !text.is_empty() && !text.contains(['$', '\0']));
         if path.is_none() {
-            self.problem(start, format!("not a plain path (variables are not expanded): {}", printable(&text)));
+            self.problem(start, format!("not a plain path (variables are not expanded): {}", excerpt(&text)));
         }
         path.map(|path| SourceSpec::Directory { path })
     }

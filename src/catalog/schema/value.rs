@@ -7,8 +7,9 @@ use base64::engine::general_purpose::STANDARD;
 use toml::Spanned;
 use toml::de::{DeFloat, DeInteger, DeString, DeTable};
 
-use crate::catalog::id::{IdError, RelPath, Sha256, printable};
+use crate::catalog::id::{IdError, RelPath, Sha256};
 use crate::catalog::schema::{Reader, Value};
+use crate::excerpt::excerpt;
 use crate::kernel::Precision;
 
 impl<'t> Reader<'t> {
@@ -91,7 +92,7 @@ impl<'t> Reader<'t> {
             let name = key.get_ref().as_ref();
             let plain = name.len() <= 100 && !name.chars().any(|c| c.is_whitespace() || c.is_control());
             if name.is_empty() || !plain {
-                self.problem(key.span().start, format!("not a name of a prompt: {}", printable(name)));
+                self.problem(key.span().start, format!("not a name of a prompt: {}", excerpt(name)));
             }
             if let Some(text) = self.string(value) {
                 prompts.push((name.to_owned(), text));
@@ -116,7 +117,7 @@ impl<'t> Reader<'t> {
         match Precision::parse(&text) {
             Ok(precision) => Some(precision),
             Err(error) => {
-                self.problem(value.span().start, format!("{error}: {}", printable(&text)));
+                self.problem(value.span().start, format!("{error}: {}", excerpt(&text)));
                 None
             }
         }
@@ -127,7 +128,7 @@ impl<'t> Reader<'t> {
         let found = known.iter().find(|(name, _)| *name == text).map(|(_, meaning)| *meaning);
         if found.is_none() {
             let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
-            self.problem(value.span().start, format!("expected one of {}: {}", names.join(", "), printable(&text)));
+            self.problem(value.span().start, format!("expected one of {}: {}", names.join(", "), excerpt(&text)));
         }
         found
     }
@@ -167,7 +168,7 @@ impl<'t> Reader<'t> {
         if plain && text.len() <= 100 && text.starts_with(|c: char| c.is_ascii_alphanumeric()) {
             return Some(text);
         }
-        self.problem(value.span().start, format!("not a plain package name or version: {}", printable(&text)));
+        self.problem(value.span().start, format!("not a plain package name or version: {}", excerpt(&text)));
         None
     }
 
@@ -177,12 +178,12 @@ impl<'t> Reader<'t> {
         let start = value.span().start;
         let plain = !text.chars().any(|c| c.is_whitespace() || c.is_control());
         if text.is_empty() || text.len() > 200 || !plain {
-            self.problem(start, format!("not a name of 1 to 200 visible characters: {}", printable(&text)));
+            self.problem(start, format!("not a name of 1 to 200 visible characters: {}", excerpt(&text)));
             return None;
         }
         if let Some(first) = self.names.insert(text.to_ascii_lowercase(), start) {
             let (line, _) = self.problems.place(first);
-            self.problem(start, format!("name is already used in line {line}: {}", printable(&text)));
+            self.problem(start, format!("name is already used in line {line}: {}", excerpt(&text)));
             return None;
         }
         Some(text)
@@ -195,13 +196,13 @@ impl<'t> Reader<'t> {
     }
 
     pub(super) fn unknown(&mut self, key: &Spanned<DeString<'t>>, known: &str) {
-        self.problem(key.span().start, format!("unknown key, known: {known}: {}", printable(key.get_ref())));
+        self.problem(key.span().start, format!("unknown key, known: {known}: {}", excerpt(key.get_ref())));
     }
 
     pub(super) fn wrong_type(&mut self, value: &Value<'t>, expected: &str) {
         let Range { start, end } = value.span();
         let shown = self.problems.text().get(start..end).unwrap_or_default();
-        self.problem(start, format!("expected {expected}: {}", printable(shown)));
+        self.problem(start, format!("expected {expected}: {}", excerpt(shown)));
     }
 
     pub(super) fn problem(&mut self, offset: usize, message: String) {

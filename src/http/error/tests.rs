@@ -3,7 +3,7 @@
 use axum::body::to_bytes;
 
 use super::*;
-use crate::request::{Measured, Place};
+use crate::request::{InputLocation, Measured};
 
 async fn answer(error: ApiError) -> (u16, String, Response) {
     let response = error.into_response();
@@ -15,8 +15,8 @@ async fn answer(error: ApiError) -> (u16, String, Response) {
 // 2.1: satisfies LiteLLM (`this model's maximum context length is`) and LangChain.js.
 #[tokio::test]
 async fn the_overflow_text_is_the_one_that_every_classifier_knows() {
-    let overflow =
-        |measured| ApiError::Request(RequestError::TooLong { place: Place::input(false, 3), limit: 512, measured });
+    let place = InputLocation::at(false, 3);
+    let overflow = |measured| ApiError::Request(RequestError::TooLong { place, limit: 512, measured });
     let (status, text, _) = answer(overflow(Measured::Tokens(540))).await;
     assert_eq!(status, 400);
     assert_eq!(
@@ -32,7 +32,7 @@ async fn the_overflow_text_is_the_one_that_every_classifier_knows() {
 async fn rows_of_the_table() {
     let retry = RetryAfter::of(Duration::from_secs(100));
     let request = ApiError::Request;
-    let place = Place::input(false, 0).token(3);
+    let place = InputLocation::at(false, 0).token(3);
     let token = |suggest_model| {
         request(RequestError::TokenId { place, id: 100_256, vocabulary: "cl100k_base".to_owned(), suggest_model })
     };
@@ -228,7 +228,7 @@ async fn rows_of_the_table() {
             "Invalid 'input': input cannot be an empty array.",
         ),
         (
-            request(RequestError::EmptyString { place: Place::input(false, 1) }),
+            request(RequestError::EmptyString { place: InputLocation::at(false, 1) }),
             400,
             INVALID,
             Some("input"),
@@ -268,7 +268,7 @@ async fn rows_of_the_table() {
             "Invalid 'input[0][3]': 100256 is not a valid token id (cl100k_base). Set \"token_encoding\": \"model\" if these are the model's own ids.",
         ),
         (
-            request(RequestError::AmbiguousTokenIds { place: Place::input(false, 0), encoding: "cl100k_base" }),
+            request(RequestError::AmbiguousTokenIds { place: InputLocation::at(false, 0), encoding: "cl100k_base" }),
             400,
             INVALID,
             Some("input"),

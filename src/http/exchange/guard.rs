@@ -45,7 +45,8 @@ impl Guard {
         state: &Arc<HttpState>,
         route: Route,
         method: &'static str,
-        (started, progress): (Instant, Arc<Progress>),
+        started: Instant,
+        progress: Arc<Progress>,
     ) -> Self {
         state.engine.metrics.http().started(route.pattern);
         Self {

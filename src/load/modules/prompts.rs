@@ -7,9 +7,9 @@ use thiserror::Error;
 
 use crate::catalog::ModelSpec;
 use crate::config::DefaultPrompt;
+use crate::excerpt::excerpt;
 use crate::load::modules::{ModulesError, read_json};
 use crate::request::Prompts;
-use crate::weights::shown;
 
 /// What the model's own file says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub struct OwnPrompts {
 
 /// A default prompt that the model does not have.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("{setting} = {}: the model's prompts are [{}]", shown(.name), shown(&.known.join(", ")))]
+#[error("{setting} = {}: the model's prompts are [{}]", excerpt(.name), excerpt(&.known.join(", ")))]
 pub struct NoSuchPrompt {
     setting: &'static str,
     name: String,

@@ -18,6 +18,7 @@ use thiserror::Error;
 use crate::arch::ArchError;
 use crate::catalog::reference::ReferencePrompt;
 use crate::engine::{EmbeddedRow, EngineError, Served};
+use crate::excerpt::quoted;
 use crate::load::LoadError;
 use crate::load::modules::ModulesError;
 use crate::pool::NonFinite;
@@ -129,7 +130,7 @@ impl Comparison {
         }
         if !self.bar.fits(error, cosine) {
             let cosine = cosine.map_or_else(String::new, |cosine| format!(", cosine {cosine:.9}"));
-            self.differences.push(format!("{}: error {error:.1e}{cosine}", shown(text)));
+            self.differences.push(format!("{}: error {error:.1e}{cosine}", quoted(text)));
         }
     }
 
@@ -149,14 +150,6 @@ impl Comparison {
     pub fn is_good(&self) -> bool {
         self.texts > 0 && self.differences.is_empty() && self.bar.fits_mean(self.mean_cosine())
     }
-}
-
-/// A text in quotes, cut to what fits a line.
-fn shown(text: &str) -> String {
-    const CHARS: usize = 40;
-    let head: String = text.chars().take(CHARS).collect();
-    let dots = if text.chars().nth(CHARS).is_some() { "..." } else { "" };
-    format!("{head:?}{dots}")
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f64 {

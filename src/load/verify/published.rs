@@ -2,8 +2,9 @@
 
 use crate::catalog::reference::{Expected, Reference};
 use crate::engine::Served;
+use crate::excerpt::quoted;
 use crate::kernel::Precision;
-use crate::load::verify::{Bar, Comparison, Probe, VerifyError, cosine, dot, embed, largest_error, shown};
+use crate::load::verify::{Bar, Comparison, Probe, VerifyError, cosine, dot, embed, largest_error};
 use crate::pool::normalise;
 
 /// What was found for one reference.
@@ -70,17 +71,17 @@ impl Found<'_> {
         if let Some(expected) = tokens
             && *expected != self.tokens
         {
-            comparison.differences.push(format!("{}: {} tokens, published {expected}", shown(text), self.tokens));
+            comparison.differences.push(format!("{}: {} tokens, published {expected}", quoted(text), self.tokens));
         }
         if let Expected::Vector(values) = &self.reference.expected
             && values.len() != self.vector.len()
         {
             let (found, expected) = (self.vector.len(), values.len());
-            comparison.differences.push(format!("{}: {found} values, published {expected}", shown(text)));
+            comparison.differences.push(format!("{}: {found} values, published {expected}", quoted(text)));
         }
         let length = dot(self.vector, self.vector).sqrt();
         if self.reference.normalized == Some(true) && (length - 1.0).abs() > f64::from(self.reference.tolerance) {
-            comparison.differences.push(format!("{}: length {length:.4}, published with length 1", shown(text)));
+            comparison.differences.push(format!("{}: length {length:.4}, published with length 1", quoted(text)));
         }
         if let Some(reason) = tolerance_reason {
             comparison.note(format!("bar: {reason}"));

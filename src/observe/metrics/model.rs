@@ -137,7 +137,7 @@ impl ModelMetrics {
     }
 
     /// A batch of so many rows and tokens on the device of this number.
-    pub fn batch_done(&self, device: usize, (rows, tokens): (usize, usize), took: Duration) {
+    pub fn batch_done(&self, device: usize, rows: usize, tokens: usize, took: Duration) {
         let devices = self.devices.read().unwrap_or_else(PoisonError::into_inner);
         let Some(device) = devices.get(device) else { return };
         device.batches.inc();

@@ -27,7 +27,8 @@ use crate::source::{self, Judge, ModelFolder};
 /// # Errors
 /// A model that is not to be had, or a file that cannot be written; `output` is then as it was before.
 pub fn export(
-    (models, judge): (&[ModelSpec], Judge),
+    models: &[ModelSpec],
+    judge: Judge,
     output: &Path,
     config: &SourceConfig,
     stop: &AtomicBool,
@@ -41,7 +42,7 @@ pub fn export(
     let progress = LoadProgress::default();
     let (mut entries, mut members, mut bundled) = (Vec::new(), Vec::new(), Vec::new());
     for spec in models {
-        let folder = source::obtain((spec, judge), config, &progress, stop)?;
+        let folder = source::obtain(spec, judge, config, &progress, stop)?;
         let entry = describe(spec, &folder, config, stop)?;
         let opened = open(spec, &folder, config)?;
         for file in &entry.files {

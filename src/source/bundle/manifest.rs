@@ -7,7 +7,8 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::catalog::id::{Etag, RelPath, RepoId, Revision, Sha256, printable};
+use crate::catalog::id::{Etag, RelPath, RepoId, Revision, Sha256};
+use crate::excerpt::excerpt;
 use crate::source::bundle::BundleError;
 use crate::source::conversion::{self, Conversion};
 
@@ -87,7 +88,7 @@ impl Manifest {
     /// The models, if everything about them is as it must be.
     pub(super) fn check(&self) -> Result<Vec<Model>, BundleError> {
         if self.format != FORMAT {
-            return Err(BundleError::Format { found: self.format, by: printable(&self.made_by) });
+            return Err(BundleError::Format { found: self.format, by: excerpt(&self.made_by) });
         }
         let refused = |reason: &str| Err(BundleError::refused(NAME, reason));
         if self.models.is_empty() || self.models.len() > MAX_MODELS {
@@ -123,7 +124,7 @@ impl ModelEntry {
             let etag = Etag::parse(file.etag.as_deref().unwrap_or(sha256.as_str()))?;
             files.push(ModelFile { name, size: file.size, sha256, etag });
         }
-        Ok(Model { id: printable(&self.id), origin: self.source.check(&self.id)?, files })
+        Ok(Model { id: excerpt(&self.id), origin: self.source.check(&self.id)?, files })
     }
 }
 

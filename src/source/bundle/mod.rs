@@ -16,7 +16,8 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest as _, Sha256 as Sha256State};
 use thiserror::Error;
 
-use crate::catalog::id::{IdError, printable};
+use crate::catalog::id::IdError;
+use crate::excerpt::excerpt;
 use crate::source::cache::beside;
 use crate::source::error::{Cause, SourceError};
 use crate::source::hash::hex;
@@ -67,7 +68,7 @@ impl From<IdError> for BundleError {
 
 impl BundleError {
     fn refused(what: &str, reason: &str) -> Self {
-        Self::Refused { what: printable(what), reason: printable(reason) }
+        Self::Refused { what: excerpt(what), reason: excerpt(reason) }
     }
 }
 

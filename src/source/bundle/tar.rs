@@ -7,7 +7,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 
-use crate::catalog::id::printable;
+use crate::excerpt::excerpt;
 
 /// Headers and padding are in units of this.
 pub(super) const BLOCK: usize = 512;
@@ -69,7 +69,7 @@ pub(super) fn describe(block: &[u8; BLOCK]) -> String {
         b'5' => "folder",
         _ => "member of another kind",
     };
-    format!("{kind} {:?}", printable(&name))
+    format!("{kind} {:?}", excerpt(&name))
 }
 
 /// Fills `block`; `false` if the input ends first.

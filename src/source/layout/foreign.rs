@@ -1,6 +1,6 @@
 //! Repositories that are no encoder with safetensors and `tokenizer.json`: what they are instead, for the message.
 
-use crate::catalog::id::printable;
+use crate::excerpt::excerpt;
 use crate::source::error::Cause;
 use crate::source::layout::{Listing, MODULES, Module, TOKENIZER, WEIGHTS, is_refused};
 
@@ -9,10 +9,10 @@ pub(super) fn explain(listing: &dyn Listing, modules: &[Module], missing: &[Stri
     let unsupported = |file: &str, what: String| Some(Cause::Unsupported { file: file.to_owned(), what });
     if let Some(first) = modules.first() {
         if first.class() != "Transformer" {
-            return unsupported(MODULES, format!("type = {} is not implemented", printable(&first.kind)));
+            return unsupported(MODULES, format!("type = {} is not implemented", excerpt(&first.kind)));
         }
         if !first.is_at_root() {
-            let path = printable(&first.path);
+            let path = excerpt(&first.path);
             let what = format!("path = {path} for the Transformer is not implemented; it is expected at the root");
             return unsupported(MODULES, what);
         }
@@ -32,7 +32,7 @@ pub(super) fn explain(listing: &dyn Listing, modules: &[Module], missing: &[Stri
     }
     // Formats of other engines lie in folders of their own.
     let other = names.into_iter().find(|name| name.contains('/') && is_refused(name)).filter(|_| lacks(WEIGHTS));
-    other.map(|name| Cause::Weights { found: printable(&name) })
+    other.map(|name| Cause::Weights { found: excerpt(&name) })
 }
 
 const ADAPTER: &str = "adapter_config.json";

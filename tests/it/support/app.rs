@@ -14,7 +14,7 @@ use embedserve::engine::{Engine, FailedAt, Failure, Served};
 use embedserve::http;
 use embedserve::http::server::{self, ServeReport, ShutdownSignals, StopServing};
 use embedserve::kernel::Target;
-use embedserve::load::{self, Seat, Shared};
+use embedserve::load::{self, Seat, Settings, Shared};
 use embedserve::observe::metrics::Metrics;
 use embedserve::observe::secret::Secret;
 use embedserve::pool::{Head, PoolingMode, Step};
@@ -194,9 +194,9 @@ impl TestApp {
             let (served, threads) = match &model.kind {
                 Kind::Tiny(tiny) => {
                     let folder = tiny.write();
-                    let settings = (&setup.requests, &setup.batch);
-                    let loaded =
-                        load::load(&model.spec, folder.path(), None, settings, (&shared, &slot.progress)).unwrap();
+                    let obtained = served::obtained(folder.path());
+                    let settings = Settings { requests: &setup.requests, batch: &setup.batch };
+                    let loaded = load::load(&model.spec, &obtained, settings, &shared, &slot.progress).unwrap();
                     self.folders.push(folder);
                     (loaded.served, loaded.threads)
                 }

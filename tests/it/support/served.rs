@@ -8,10 +8,11 @@ use embedserve::catalog::{self, ModelSpec};
 use embedserve::config::{self, BatchConfig, DeviceConfig, RequestConfig};
 use embedserve::engine::{Embedded, EngineError, Served};
 use embedserve::kernel::{Isa, Target};
-use embedserve::load::{self, LoadError, Loaded, Seat, Shared};
+use embedserve::load::{self, LoadError, Loaded, Seat, Settings, Shared};
 use embedserve::observe::metrics::Metrics;
 use embedserve::observe::progress::LoadProgress;
 use embedserve::request::{EmbedRequest, RawInputs, RawRequest, TokenArrays};
+use embedserve::source::ModelFolder;
 use embedserve::source::notes::Notes;
 use embedserve::threads::Threads;
 use embedserve::tokenize::workers::Workers;
@@ -59,7 +60,7 @@ pub fn batches() -> BatchConfig {
         threads: 2,
         device: device(),
         isa: Isa::detect(),
-        place: config::device::place("cpu", config::device::Launches::Recorded).unwrap(),
+        device_choice: config::device::choose("cpu", config::device::Launches::Recorded).unwrap(),
     }
 }
 
@@ -86,7 +87,17 @@ pub fn try_load(folder: &Path) -> Result<Loaded, LoadError> {
 }
 
 pub fn try_load_with(folder: &Path, shared: &Shared) -> Result<Loaded, LoadError> {
-    load::load(&spec(folder), folder, None, (&requests(), &batches()), (shared, &LoadProgress::default()))
+    try_load_as(&spec(folder), folder, shared)
+}
+
+pub fn try_load_as(spec: &ModelSpec, folder: &Path, shared: &Shared) -> Result<Loaded, LoadError> {
+    let settings = Settings { requests: &requests(), batch: &batches() };
+    load::load(spec, &obtained(folder), settings, shared, &LoadProgress::default())
+}
+
+/// A folder as its source hands it over.
+pub fn obtained(folder: &Path) -> ModelFolder {
+    ModelFolder { path: folder.to_owned(), source: "directory", revision: None, pinned: false }
 }
 
 /// Vectors of texts in one request.

@@ -157,7 +157,7 @@ pub(crate) fn hub_model_at(revision: &str, sha256: Vec<(RelPath, Sha256)>) -> Mo
 pub(crate) const ANY: Judge = |_, _| Ok(());
 
 pub(crate) fn obtain(spec: &ModelSpec, config: &SourceConfig) -> Result<ModelFolder, SourceError> {
-    source::obtain((spec, ANY), config, &LoadProgress::default(), &AtomicBool::new(false))
+    source::obtain(spec, ANY, config, &LoadProgress::default(), &AtomicBool::new(false))
 }
 
 /// Obtains what must fail, and says why its only source did.

@@ -127,7 +127,7 @@ fn measure_own(
     };
     // Before the clock starts: a download says nothing about the server.
     say(format_args!("files of {}", spec.id));
-    let folder = source::obtain((spec, describe::judge), &config.source, &LoadProgress::default(), stop)?;
+    let folder = source::obtain(spec, describe::judge, &config.source, &LoadProgress::default(), stop)?;
     let work = Work::of_folder(&folder.path)?;
     let machine = machine(time);
     let mut facts = json!({ "model": spec.id, "revision": folder.revision, "dtype": spec.precision().to_string(),

@@ -36,7 +36,7 @@ pub fn check(data: &[u8]) -> Verdict {
     let sources = vec![SourceSpec::Directory { path: folder.clone() }];
     let spec = ModelSpec { sources, ..spec(&folder) };
     let (progress, stop) = (LoadProgress::default(), AtomicBool::new(false));
-    let obtained = source::obtain((&spec, |_, _| Ok(())), &source_config(root.path()), &progress, &stop);
+    let obtained = source::obtain(&spec, |_, _| Ok(()), &source_config(root.path()), &progress, &stop);
     let complete = match &obtained {
         Ok(found) => {
             assert_eq!(found.path, folder);

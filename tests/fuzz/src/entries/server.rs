@@ -18,7 +18,7 @@ use embedserve::tokenize::workers::Workers;
 use embedserve::{http, load};
 use tokio::runtime::Runtime;
 
-use crate::support::served::{batches, requests, spec};
+use crate::support::served::{batches, obtained, requests, spec};
 use crate::support::tiny_model::TinyModel;
 
 /// The one model; `gpt-4o` is another name of it.
@@ -67,8 +67,8 @@ fn start() -> Serving {
     };
     let requests = RequestConfig { max_inputs: 32, max_request_tokens: 256, allow_empty_input: false, ..requests() };
     let slot = engine.slots().first().expect("one model");
-    let loaded =
-        load::load(&spec, folder.path(), None, (&requests, &batches()), (&shared, &slot.progress)).expect("it loads");
+    let settings = load::Settings { requests: &requests, batch: &batches() };
+    let loaded = load::load(&spec, &obtained(folder.path()), settings, &shared, &slot.progress).expect("it loads");
     slot.set_ready(Arc::new(loaded.served));
 
     let (config, locked_config) = (config(Vec::new()), config(vec![KEY]));

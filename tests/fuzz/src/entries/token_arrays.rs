@@ -3,7 +3,7 @@
 //! The bytes are words: policy, encoding, requested model, vocabulary, and then the ids.
 
 use embedserve::http::error::ApiError;
-use embedserve::request::{Place, RequestError, TokenArrays, TokenEncoding};
+use embedserve::request::{InputLocation, RequestError, TokenArrays, TokenEncoding};
 use embedserve::tokenize::load::Frame;
 use embedserve::tokenize::token_arrays::{Reading, Rules, Vocabulary};
 
@@ -37,7 +37,7 @@ pub fn check(data: &[u8]) -> Verdict {
     let frame = Frame { prefix, suffix };
     let vocabulary = Vocabulary { frame: &frame, rows, model: "m" };
     let rules = Rules { policy, encoding, requested_model };
-    match rules.read(&ids, Place::input(false, 0), &vocabulary) {
+    match rules.read(&ids, InputLocation::at(false, 0), &vocabulary) {
         Ok(Reading::Ids(read)) => {
             assert_ne!(policy, TokenArrays::Reject);
             assert!(read.iter().all(|id| (*id as usize) < rows), "an id outside the vocabulary: {read:?}");
