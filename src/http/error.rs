@@ -1,7 +1,6 @@
 //! Every failure a client can see, and the one table that says how: status, type, param, code and headers.
 //!
-//! The wording (`message`) is an interface: client libraries classify errors by substring. Numbers such as E21 are the
-//! rows of the wire contract's error table.
+//! The wording (`message`) is an interface: client libraries classify errors by substring.
 
 mod message;
 
@@ -22,65 +21,65 @@ use crate::request::RequestError;
 /// One failed request, with the values that its message shows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ApiError {
-    /// E01
+    /// 401: a key is needed and none was sent.
     NoKey,
-    /// E02: what may be shown of the key.
+    /// 401: none of ours, with what may be shown of it.
     WrongKey { shown: String },
-    /// E03
+    /// 403: the key is for other models.
     ModelNotAllowed { model: String },
-    /// A page about the whole server, asked for with a key of some models.
+    /// 403: a page about the whole server, asked for with a key of some models.
     PageNotAllowed { path: &'static str },
-    /// E04
+    /// 403: a host name that this server does not answer to (DNS rebinding).
     HostNotAllowed { host: String },
-    /// A web page that is not listed, where no key is needed.
+    /// 403: a web page that is not listed, where no key is needed.
     OriginNotAllowed { origin: String },
-    /// E05
+    /// 404: a request for vectors names a model that is not served.
     UnknownModel { model: String },
-    /// E06
+    /// 404: the description of a model that is not served.
     NoSuchModel { model: String },
-    /// E07
+    /// 404
     UnknownUrl { method: String, path: String },
-    /// E08
+    /// 405
     MethodNotAllowed { method: String, path: String, allow: &'static str },
-    /// E09
+    /// 408: the body took too long.
     BodyTimeout { limit: Duration },
-    /// E10
+    /// 413
     BodyTooLarge { limit: usize },
-    /// E12
+    /// 415: a media type or charset that is not ours.
     MediaType { given: String },
-    /// E13
+    /// 415: a compressed body.
     ContentEncoding { given: String },
-    /// E14: the reason ends with its line and column.
+    /// 400: no JSON object, or a key twice; the reason ends with its line and column.
     Json { reason: String },
-    /// E15
+    /// 400
     MissingModel,
-    /// E16
+    /// 400
     MissingInput,
-    /// E17
+    /// 400
     WrongType { place: String, expected: &'static str, got: &'static str },
-    /// E18 to E28, E30
+    /// 400: the values, or what the model reads of them, are not possible.
     Request(RequestError),
-    /// E29
+    /// 400: neither "float" nor "base64".
     EncodingFormat { given: String },
-    /// E31, E32, and the same for requests at the same time.
+    /// 429: requests or tokens per minute, or requests at the same time.
     Limited { model: String, limited: Limited },
-    /// E33
+    /// 500
     Internal,
-    /// E33 for a row that fails even alone: repeating it fails again.
+    /// 500 for a row that fails even alone: repeating it fails again.
     RowFailed,
-    /// E34
+    /// 500: the model has no finite vector for this input.
     NonFinite { place: String },
-    /// E35
+    /// 503: the queue, or the memory for bodies and answers, is full.
     Overloaded { retry: RetryAfter },
-    /// E36
+    /// 503
     Loading { model: String, retry: RetryAfter },
-    /// E37
+    /// 503: the server is about to end.
     Draining { retry: RetryAfter },
-    /// E38
+    /// 503: its files, its weights or its device failed.
     Unavailable { model: String, retry: RetryAfter },
-    /// E39: with a delay when the time was lost in a queue.
+    /// 504: with a delay when the time was lost in a queue.
     Deadline { after: Duration, retry: Option<RetryAfter> },
-    /// The body ended early, or its chunks are malformed.
+    /// 400: the body ended early, or its chunks are malformed.
     BodyBroken,
 }
 
@@ -334,13 +333,13 @@ fn envelope(status: StatusCode, message: &str, row: &Row) -> Response {
     response
 }
 
-/// The body of an answer to something that is not a request we can parse (E11 and malformed HTTP).
+/// The body of an answer to something that is not a request we can parse: 431 and malformed HTTP.
 pub fn wire_error(message: &str, code: Option<&str>) -> Vec<u8> {
     let error = Fields { message, r#type: INVALID, param: None, code };
     serde_json::to_vec(&Envelope { detail: error.message, error }).unwrap_or_default()
 }
 
-/// The message of E11.
+/// The message of 431.
 pub fn headers_too_large(limit_bytes: usize, limit: usize) -> String {
     format!("Request headers exceed {limit_bytes} bytes, or are more than {limit}.")
 }

@@ -39,7 +39,7 @@ pub struct HeldBody {
 /// Refuses what cannot be plain JSON, from the headers alone.
 ///
 /// # Errors
-/// E13 for any content coding, E12 for a media type or charset that is not ours.
+/// 415 for any content coding, and for a media type or charset that is not ours.
 pub fn check_headers(headers: &HeaderMap) -> Result<(), ApiError> {
     let show = |value: &axum::http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
     for value in headers.get_all(header::CONTENT_ENCODING) {
@@ -91,7 +91,7 @@ impl BodyBudget {
     /// byte is read; without one the body is cut off at the limit.
     ///
     /// # Errors
-    /// E09, E10, E35 when the budget stays exhausted, or a body that breaks off.
+    /// 408, 413, 503 when the budget stays exhausted, or a body that breaks off.
     pub async fn read(&self, mut body: Body) -> Result<HeldBody, ApiError> {
         let too_large = || ApiError::BodyTooLarge { limit: self.max_body_bytes };
         let announced = body.size_hint().exact().map(|length| usize::try_from(length).unwrap_or(usize::MAX));
@@ -120,7 +120,7 @@ impl BodyBudget {
     /// Nobody waits for it, as others would for the share that is held already.
     ///
     /// # Errors
-    /// E35 when the budget is exhausted.
+    /// 503 when the budget is exhausted.
     pub fn hold(
         &self,
         share: Option<OwnedSemaphorePermit>,
@@ -177,7 +177,7 @@ impl AnswerBudget {
     /// waits for no other room, so it is given back as fast as answers are computed and taken.
     ///
     /// # Errors
-    /// E35 when the budget stays exhausted.
+    /// 503 when the budget stays exhausted.
     pub async fn reserve(
         &self,
         size_bytes: usize,
@@ -215,7 +215,6 @@ mod tests {
         check_headers(&headers)
     }
 
-    // Cases 50 to 52, 57
     #[test]
     fn what_may_be_json_passes() {
         assert_eq!(check(&[]), Ok(()));

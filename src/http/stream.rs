@@ -26,7 +26,7 @@ pub use pulse::{Expired, Patience, Pulse};
 pub struct StreamLimits {
     /// Time in which the client takes what hyper hands over at once, 128 KiB or so.
     pub write_timeout: Duration,
-    /// For the message of E11.
+    /// For the message of 431.
     pub max_header_bytes: usize,
     /// The most headers, for the same message.
     pub max_headers: usize,

@@ -1,6 +1,6 @@
 //! The JSON of an embeddings request, read in one pass without building a tree.
 //!
-//! Syntax errors, duplicate keys and a body that is no object are E14. A known field of the wrong type is E17: the
+//! Syntax errors, duplicate keys and a body that is no object end it. Of known fields with a wrong type the
 //! first one is remembered while the rest is still read, because a syntax error behind it counts first. `null` is
 //! absent, unknown fields are skipped at any depth, integers beyond `i64` are saturated.
 
@@ -41,7 +41,7 @@ pub struct Caps {
 /// Reads a body.
 ///
 /// # Errors
-/// E14 and E17.
+/// [`ApiError::Json`] and [`ApiError::WrongType`].
 pub fn parse(body: &[u8], caps: Caps) -> Result<WireRequest, ApiError> {
     let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
     let text = std::str::from_utf8(body).map_err(|error| {

@@ -17,7 +17,7 @@ async fn guarded() -> TestApp {
     TestApp::with(|setup| setup.key(KEY)).await
 }
 
-// Cases 59 to 61, A-01
+//
 #[tokio::test]
 async fn only_an_exact_key_passes() {
     let app = guarded().await;
@@ -48,7 +48,6 @@ async fn only_an_exact_key_passes() {
     app.until_metric("embedserve_auth_failures_total", "reason=\"wrong\"", 3.0).await;
 }
 
-// Case 62
 #[tokio::test]
 async fn without_keys_any_key_passes() {
     let app = TestApp::start().await;
@@ -78,7 +77,7 @@ async fn every_route_is_private_but_the_probes() {
         public,
         ["/", "/livez", "/healthz", "/v1/health/live", "/readyz", "/health", "/ready", "/ping", "/v1/health/ready"]
     );
-    // Case 64: whether a route exists is nobody's business without a key.
+    // Whether a route exists is nobody's business without a key.
     app.post("/v1/foo", &[], "{}").await.refusal(401, Some("invalid_api_key"), None);
     app.post("/v1/foo", &[BEARER], "{}").await.refusal(404, None, None);
     let open = TestApp::with(|setup| {
@@ -128,7 +127,7 @@ async fn no_spelling_of_a_path_gets_around_the_key() {
     dots.refusal(404, None, None);
 }
 
-// A-04 and case 59: the refusal comes although the body never does.
+// the refusal comes although the body never does.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bad_key_is_refused_before_the_body_is_read() {
     let app = guarded().await;
@@ -146,7 +145,7 @@ async fn a_bad_key_is_refused_before_the_body_is_read() {
     app.until_metric("embedserve_http_request_body_bytes_sum", "route=\"/v1/embeddings\"", 0.0).await;
 }
 
-// A-07, case 92
+//
 #[tokio::test]
 async fn browsers_are_answered_for_listed_origins_alone() {
     let ask = |origin: &'static str| {

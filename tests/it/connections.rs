@@ -23,7 +23,6 @@ async fn evil_app() -> (TestApp, Evil) {
     (TestApp::with(|setup| setup.only("evil", kind)).await, evil)
 }
 
-// Case 89
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idle_connection_is_closed_cleanly_and_a_used_one_kept() {
     let app = TestApp::with(|setup| {
@@ -84,7 +83,7 @@ async fn pipelined_requests_are_answered_in_order() {
     assert!(raw.is_closed());
 }
 
-// Case 88, I-10: the row of a client that leaves is forgotten, and nothing is logged as an error.
+// I-10: the row of a client that leaves is forgotten, and nothing is logged as an error.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_leaves_stops_costing() {
     let (app, evil) = evil_app().await;
@@ -269,7 +268,7 @@ async fn half_a_head_does_not_hold_up_a_drain() {
     assert_eq!(app.stop().await.cut, 0);
 }
 
-// Case 111, L-01: what was accepted is finished, what is new is refused, idle connections end at once.
+// L-01: what was accepted is finished, what is new is refused, idle connections end at once.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drain_finishes_what_was_accepted() {
     let (app, evil) = evil_app().await;
@@ -312,7 +311,7 @@ async fn a_drain_ends_when_its_grace_does() {
     evil.release();
 }
 
-// Case 111: a request on a connection that was open before the drain.
+// A request on a connection that was open before the drain.
 #[tokio::test]
 async fn new_work_is_refused_while_draining() {
     let app = TestApp::start().await;

@@ -14,7 +14,6 @@ fn lasting(answer: &Answer) -> Value {
     body
 }
 
-// Cases 1 and 101
 #[tokio::test]
 async fn one_text_gets_one_unit_vector_and_its_usage() {
     let app = TestApp::start().await;
@@ -38,7 +37,6 @@ async fn one_text_gets_one_unit_vector_and_its_usage() {
     assert_eq!(stages, ["parse", "tokenize", "queue", "run", "write"]);
 }
 
-// Case 2
 #[tokio::test]
 async fn each_text_of_a_list_gets_the_answer_it_gets_alone() {
     let app = TestApp::start().await;
@@ -47,7 +45,7 @@ async fn each_text_of_a_list_gets_the_answer_it_gets_alone() {
     assert_eq!(together, [app.vectors(json!("a")).await, app.vectors(json!(["b"])).await].concat());
 }
 
-// Cases 3 and 4, V-02: with the limits of a release.
+// V-02: with the limits of a release.
 #[tokio::test]
 async fn two_thousand_and_forty_eight_inputs_are_the_limit() {
     let app = TestApp::start().await;
@@ -58,7 +56,7 @@ async fn two_thousand_and_forty_eight_inputs_are_the_limit() {
     app.check_metric("embedserve_stage_duration_seconds_count", "model=\"tiny/matryoshka\",stage=\"tokenize\"", 1.0);
 }
 
-// Case 8, V-01
+// V-01
 #[tokio::test]
 async fn text_of_white_space_alone_is_a_text() {
     let app = TestApp::start().await;
@@ -69,7 +67,7 @@ async fn text_of_white_space_alone_is_a_text() {
     }
 }
 
-// Cases 9 to 12, W-14
+// W-14
 #[tokio::test]
 async fn floats_and_base64_are_the_same_bits() {
     let app = TestApp::start().await;
@@ -85,7 +83,7 @@ async fn floats_and_base64_are_the_same_bits() {
     }
 }
 
-// Case 15, V-03
+// V-03
 #[tokio::test]
 async fn a_shorter_vector_is_the_scaled_beginning_of_the_whole_one() {
     let app = TestApp::start().await;
@@ -103,7 +101,7 @@ async fn a_shorter_vector_is_the_scaled_beginning_of_the_whole_one() {
     assert_eq!(app.embed(json!({"model": M, "input": "a", "dimensions": 1})).await.vectors()[0].len(), 1);
 }
 
-// Cases 16, 21 to 23, 97, W-13
+// W-13
 #[tokio::test]
 async fn fields_that_mean_nothing_change_nothing() {
     let app = TestApp::start().await;
@@ -127,7 +125,7 @@ async fn fields_that_mean_nothing_change_nothing() {
     }
 }
 
-// Case 38 to 40, V-07
+// V-07
 #[tokio::test]
 async fn the_context_length_is_exact() {
     let app = TestApp::start().await;
@@ -158,7 +156,7 @@ fn long_text() -> (String, String, String) {
     (words.join(" "), words[..62].join(" "), words[28..].join(" "))
 }
 
-// Case 43, V-07
+// V-07
 #[tokio::test]
 async fn truncation_is_asked_for_and_shows() {
     let app = TestApp::start().await;
@@ -189,7 +187,7 @@ async fn truncation_is_asked_for_and_shows() {
     assert_eq!(kept.json()["usage"]["prompt_tokens"], 4);
 }
 
-// Case 43: the operator's switch, and the request's own word against it.
+// The operator's switch, and the request's own word against it.
 #[tokio::test]
 async fn auto_truncate_applies_where_the_request_is_silent() {
     let app = TestApp::with(|setup| setup.requests.truncate = Some(embedserve::request::Side::End)).await;
@@ -201,7 +199,6 @@ async fn auto_truncate_applies_where_the_request_is_silent() {
     refused.refusal(400, Some("context_length_exceeded"), Some("input"));
 }
 
-// Case 44
 #[tokio::test]
 async fn the_start_can_be_cut_instead() {
     let app = TestApp::start().await;
@@ -222,7 +219,6 @@ async fn the_start_can_be_cut_instead() {
     off.refusal(400, Some("context_length_exceeded"), Some("input"));
 }
 
-// Cases 6 and 7 with the switch
 #[tokio::test]
 async fn empty_texts_pass_with_the_switch_alone() {
     let app = TestApp::with(|setup| setup.requests.allow_empty_input = true).await;
@@ -231,12 +227,11 @@ async fn empty_texts_pass_with_the_switch_alone() {
         assert_eq!(vectors.len(), n, "{input}");
         assert!((length(&vectors[n - 1]) - 1.0).abs() < 1e-6);
     }
-    // Case 5
     let none = app.embed(json!({"model": M, "input": []})).await;
     assert_eq!(none.refusal(400, None, Some("input")), "Invalid 'input': input cannot be an empty array.");
 }
 
-// Case 53, V-09
+// V-09
 #[tokio::test]
 async fn escaped_and_raw_json_are_the_same_text() {
     let app = TestApp::start().await;
@@ -252,7 +247,7 @@ async fn escaped_and_raw_json_are_the_same_text() {
     }
 }
 
-// Case 87, V-08
+// V-08
 #[tokio::test]
 async fn company_and_order_change_no_bit() {
     let app = TestApp::start().await;
@@ -275,7 +270,7 @@ async fn company_and_order_change_no_bit() {
     assert_eq!((&cut[0], &cut[2]), (&alone[0], &alone[1]));
 }
 
-// Case 102: aliases, also in another case; the model repeats the requested name.
+// Aliases, also in another case; the model repeats the requested name.
 #[tokio::test]
 async fn a_model_answers_to_its_aliases() {
     let app = TestApp::with(|setup| setup.aliases.push(("BGE-M3".to_owned(), M.to_owned()))).await;
@@ -290,7 +285,7 @@ async fn a_model_answers_to_its_aliases() {
     assert_ne!(app.embed(json!({"model": F, "input": ["a"]})).await.vectors()[0], expected[0]);
 }
 
-// Cases 35, 37, 104 with --accept-any-model
+// With --accept-any-model
 #[tokio::test]
 async fn any_name_means_the_default_model_with_the_switch_alone() {
     let app = TestApp::with(|setup| setup.requests.accept_any_model = true).await;
@@ -309,7 +304,6 @@ async fn any_name_means_the_default_model_with_the_switch_alone() {
     app.get("/v1/models/text-embedding-3-small").await.refusal(404, Some("model_not_found"), Some("model"));
 }
 
-// Cases 65, 66
 #[tokio::test]
 async fn every_spelling_of_the_route_is_the_route() {
     let app = TestApp::start().await;
@@ -323,7 +317,7 @@ async fn every_spelling_of_the_route_is_the_route() {
     }
 }
 
-// Case 74, O-07
+// O-07
 #[tokio::test]
 async fn every_answer_carries_an_id_and_openais_headers() {
     let app = TestApp::start().await;

@@ -12,7 +12,7 @@ async fn refused(app: &TestApp, body: Value, status: u16, code: Option<&str>, pa
     answer.refusal(status, code, param)
 }
 
-// Cases 5 to 7, 31, V-01
+// V-01
 #[tokio::test]
 async fn empty_inputs_name_their_place() {
     let app = TestApp::start().await;
@@ -28,7 +28,6 @@ async fn empty_inputs_name_their_place() {
     }
 }
 
-// Cases 13, 14
 #[tokio::test]
 async fn encoding_format_is_float_or_base64() {
     let app = TestApp::start().await;
@@ -44,7 +43,7 @@ async fn encoding_format_is_float_or_base64() {
     refused(&app, body, 400, Some("invalid_type"), Some("encoding_format")).await;
 }
 
-// Cases 17 to 20, V-03
+// V-03
 #[tokio::test]
 async fn dimensions_must_be_possible() {
     let app = TestApp::start().await;
@@ -82,7 +81,7 @@ async fn dimensions_must_be_possible() {
     app.post("/v1/embeddings", &[], beyond).await.refusal(400, None, param);
 }
 
-// Cases 32 to 34, W-13
+// W-13
 #[tokio::test]
 async fn types_are_checked_with_their_place() {
     let app = TestApp::start().await;
@@ -103,7 +102,7 @@ async fn types_are_checked_with_their_place() {
     refused(&app, json!({"model": M, "input": "a", "user": 5}), 400, Some("invalid_type"), Some("user")).await;
 }
 
-// Cases 35 to 37, A-09
+//
 #[tokio::test]
 async fn only_names_of_the_catalogue_exist() {
     let app = TestApp::start().await;
@@ -140,7 +139,7 @@ async fn only_names_of_the_catalogue_exist() {
     refused(&app, json!({"model": "nope", "input": []}), 404, Some("model_not_found"), None).await;
 }
 
-// Case 41, V-02
+// V-02
 #[tokio::test]
 async fn the_tokens_of_a_request_are_summed() {
     let app = TestApp::with(|setup| setup.requests.max_request_tokens = 30).await;
@@ -152,7 +151,6 @@ async fn the_tokens_of_a_request_are_summed() {
     assert_eq!(answer.json()["error"]["type"], "max_tokens_per_request");
 }
 
-// Case 109
 #[tokio::test]
 async fn contradicting_truncation_fields_are_refused() {
     let app = TestApp::start().await;
@@ -172,7 +170,7 @@ async fn contradicting_truncation_fields_are_refused() {
     }
 }
 
-// Case 110, V-05
+// V-05
 #[tokio::test]
 async fn a_text_past_the_byte_cap_is_refused_before_it_is_tokenised() {
     let app = TestApp::start().await;
@@ -195,7 +193,7 @@ async fn a_text_past_the_byte_cap_is_refused_before_it_is_tokenised() {
     assert_eq!((&item["truncated"], item.get("original_tokens")), (&json!(true), None));
 }
 
-// Cases 47 to 49, 54, W-01, W-13
+// W-01, W-13
 #[tokio::test]
 async fn what_is_no_json_says_where() {
     let app = TestApp::start().await;
@@ -223,7 +221,7 @@ async fn what_is_no_json_says_where() {
     assert_eq!(app.vectors(json!("a")).await.len(), 1);
 }
 
-// Cases 50 to 52, 57, 58, W-02, W-07
+// W-02, W-07
 #[tokio::test]
 async fn media_types_and_codings() {
     let app = TestApp::start().await;
@@ -250,7 +248,7 @@ async fn media_types_and_codings() {
     assert_eq!((answer.vectors().len(), answer.header("content-encoding")), (1, None));
 }
 
-// Cases 63, 64, 67, W-12
+// W-12
 #[tokio::test]
 async fn unknown_routes_and_methods_stay_in_the_envelope() {
     let app = TestApp::start().await;
@@ -292,7 +290,7 @@ async fn unknown_routes_and_methods_stay_in_the_envelope() {
     assert_eq!((head.status, head.text.as_str()), (404, ""));
 }
 
-// Case 90, N-01, N-02
+// N-01, N-02
 #[tokio::test]
 async fn a_row_without_finite_values_is_named_and_harms_nobody() {
     let app = TestApp::with(|setup| setup.only("evil", Kind::Evil(Evil::default()))).await;
@@ -306,7 +304,7 @@ async fn a_row_without_finite_values_is_named_and_harms_nobody() {
     assert!(single.refusal(500, Some("non_finite"), Some("input")).ends_with("'input'."));
 }
 
-// Cases 91, O-03: what went wrong inside stays inside.
+// O-03: what went wrong inside stays inside.
 #[tokio::test]
 async fn an_internal_failure_tells_nothing() {
     let app = TestApp::with(|setup| setup.only("evil", Kind::Evil(Evil::default()))).await;

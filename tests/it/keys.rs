@@ -35,7 +35,7 @@ fn limits(answer: &Answer, kind: &str) -> Option<(u64, u64, String)> {
     Some((number("limit")?, number("remaining")?, header("reset")?))
 }
 
-// E31, cases 75 and 98: what is beyond the limit of a key is refused with the truth, and nobody else notices.
+// What is beyond the limit of a key is refused with the truth, and nobody else notices.
 #[tokio::test]
 async fn requests_beyond_the_limit_of_a_key_are_refused() {
     let app = TestApp::with(|setup| {
@@ -76,7 +76,6 @@ async fn requests_beyond_the_limit_of_a_key_are_refused() {
     app.until_metric("embedserve_errors_total", &format!("model=\"{M}\",{code}"), 1.0).await;
 }
 
-// E32
 #[tokio::test]
 async fn tokens_are_charged_as_they_were_read() {
     let app = TestApp::with(|setup| {
@@ -141,7 +140,6 @@ async fn requests_at_the_same_time_have_a_limit() {
     }
 }
 
-// E03
 #[tokio::test]
 async fn a_key_sees_and_uses_its_models_alone() {
     let app = TestApp::with(|setup| {

@@ -29,7 +29,7 @@ async fn small_bodies() -> TestApp {
     TestApp::with(|setup| setup.http.max_body_bytes = 10_000).await
 }
 
-// Cases 46 and 56, W-03
+// W-03
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_may_be_as_large_as_the_limit() {
     let app = small_bodies().await;
@@ -56,7 +56,7 @@ async fn a_body_may_be_as_large_as_the_limit() {
     assert_eq!(raw.answer().unwrap().status, 413);
 }
 
-// Case 46 with the limits of a release: the client sees its 413 although it sends 33 MiB first.
+// With the limits of a release: the client sees its 413 although it sends 33 MiB first.
 #[tokio::test]
 async fn thirty_three_mebibytes_are_too_many() {
     let app = TestApp::start().await;
@@ -66,7 +66,6 @@ async fn thirty_three_mebibytes_are_too_many() {
     app.vectors(json!("a")).await;
 }
 
-// Case 55
 #[tokio::test(flavor = "multi_thread")]
 async fn expect_100_continue_is_answered_before_the_body() {
     let app = TestApp::start().await;
@@ -86,7 +85,7 @@ async fn expect_100_continue_is_answered_before_the_body() {
     assert_eq!(raw.answer().unwrap().status, 415);
 }
 
-// Case 100, W-05
+// W-05
 #[tokio::test(flavor = "multi_thread")]
 async fn heads_have_a_limit_and_an_error_of_their_own() {
     let app = TestApp::start().await;
@@ -118,7 +117,7 @@ async fn heads_have_a_limit_and_an_error_of_their_own() {
     app.until_metric("embedserve_http_connections_refused_total", "reason=\"malformed\"", 5.0).await;
 }
 
-// W-08, case of E09
+// W-08
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_body_is_given_up() {
     let app = TestApp::with(|setup| {

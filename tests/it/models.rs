@@ -5,7 +5,6 @@ use serde_json::{Value, json};
 
 use crate::support::app::{DIMENSIONS, F, Kind, M, MAX_TOKENS, TestApp};
 
-// Case 71
 #[tokio::test]
 async fn every_name_is_listed_with_its_root_and_its_limits() {
     let app = TestApp::start().await;
@@ -27,7 +26,6 @@ async fn every_name_is_listed_with_its_root_and_its_limits() {
     assert_eq!(app.get("/models").await.text, answer.text);
 }
 
-// Cases 72 and 73
 #[tokio::test]
 async fn one_model_is_found_by_any_of_its_names() {
     let app = TestApp::start().await;

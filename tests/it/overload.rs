@@ -19,7 +19,7 @@ pub fn delay(answer: &Answer) -> u64 {
     seconds
 }
 
-// Case 75, Q-10
+//
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_queue_refuses_at_once_and_entirely() {
     let evil = Evil::default();
@@ -58,7 +58,6 @@ async fn a_full_queue_refuses_at_once_and_entirely() {
     never.refusal(400, None, Some("input"));
 }
 
-// E39
 #[tokio::test(flavor = "multi_thread")]
 async fn late_work_is_given_up_with_a_504() {
     let evil = Evil::default();
@@ -84,7 +83,6 @@ async fn late_work_is_given_up_with_a_504() {
     evil.release();
 }
 
-// Case 111
 #[tokio::test]
 async fn a_loading_model_says_when_to_come_back() {
     let app = TestApp::with(|setup| setup.only("slow", Kind::Loading)).await;

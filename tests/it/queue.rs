@@ -51,7 +51,7 @@ async fn the_token_limit_is_enforced_beside_the_row_limit() {
     device.evil.release();
 }
 
-// E35: the delay is what waits over what was measured.
+// The delay is what waits over what was measured.
 #[tokio::test]
 async fn a_full_queue_says_how_long_it_takes() {
     let (device, _blocker) = busy(QueueLimits { rows: 100, tokens: 4000, ..limits() }).await;

@@ -154,7 +154,7 @@ async fn with_any_name_accepted_only_the_unmistakable_role_counts() {
     }
 }
 
-// Case 23 with roles known, and conventions 7: unknown ones are refused.
+// Unknown roles are refused where roles are known.
 #[tokio::test]
 async fn a_model_without_prompts_takes_roles_and_refuses_what_it_does_not_know() {
     let app = TestApp::start().await;

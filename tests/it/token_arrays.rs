@@ -22,7 +22,6 @@ async fn message(app: &TestApp, input: Value, code: &str) -> String {
     answer.refusal(400, Some(code), Some("input"))
 }
 
-// Cases 24 to 28
 #[tokio::test]
 async fn arrays_are_openai_text_unless_they_prove_otherwise() {
     let app = TestApp::start().await;
@@ -44,7 +43,7 @@ async fn arrays_are_openai_text_unless_they_prove_otherwise() {
     app.until_metric("embedserve_token_arrays_total", "encoding=\"o200k\"", 2.0).await;
 }
 
-// Cases 29 and 30, V-04
+// V-04
 #[tokio::test]
 async fn ids_that_do_not_exist_are_named() {
     let app = TestApp::start().await;
@@ -67,7 +66,7 @@ async fn ids_that_do_not_exist_are_named() {
     assert_eq!(long.status, 400);
 }
 
-// Case 105, and 108: beside another array each is read for itself.
+// Beside another array each is read for itself.
 #[tokio::test]
 async fn a_frame_that_is_no_text_is_the_models_own() {
     let app = TestApp::start().await;
@@ -78,7 +77,6 @@ async fn a_frame_that_is_no_text_is_the_models_own() {
     assert_eq!(both, [&expected[..], &expected[..], &app.vectors(json!("foo")).await[..]].concat());
 }
 
-// Case 106
 #[tokio::test]
 async fn ids_that_fit_both_readings_are_never_guessed() {
     let app = TestApp::start().await;
@@ -108,7 +106,6 @@ async fn an_array_of_more_ids_than_a_request_may_have_is_not_decoded() {
     app.embed(ids(20)).await.refusal(400, Some("invalid_token_id"), Some("input"));
 }
 
-// Case 107
 #[tokio::test]
 async fn a_model_may_read_every_array_as_its_own_or_none() {
     let app = TestApp::with(|setup| setup.requests.token_arrays = TokenArrays::Model).await;
@@ -127,7 +124,7 @@ async fn a_model_may_read_every_array_as_its_own_or_none() {
     assert_eq!(app.vectors(json!("a")).await.len(), 1);
 }
 
-// Cases 42 and 45: 300,000 ids received are within the limit, whatever they become here.
+// 300,000 ids received are within the limit, whatever they become here.
 #[tokio::test]
 async fn received_ids_are_what_counts() {
     let app = TestApp::with(|setup| setup.requests.max_request_tokens = 3000).await;
@@ -144,7 +141,7 @@ async fn received_ids_are_what_counts() {
     assert_eq!(message, "Requested 100000 tokens, max 3000 tokens per request");
 }
 
-// Case 45: 1.78 MB of JSON integers with the limits of a release.
+// 1.78 MB of JSON integers with the limits of a release.
 #[tokio::test]
 async fn langchains_largest_request_is_accepted() {
     let app = TestApp::start().await;

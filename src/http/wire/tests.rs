@@ -9,14 +9,14 @@ fn read(body: &str) -> WireRequest {
     parse(body.as_bytes(), CAPS).unwrap()
 }
 
-/// `place: expected, got` of an E17.
+/// `place: expected, got` of a wrong type.
 fn fault(body: &str) -> String {
     let error = parse(body.as_bytes(), CAPS).unwrap_err();
     let ApiError::WrongType { place, expected, got } = error else { panic!("{error:?}") };
     format!("{place}: {expected}, {got}")
 }
 
-/// The reason of an E14.
+/// Why it is no JSON of ours.
 fn syntax(body: &[u8]) -> String {
     let error = parse(body, CAPS).unwrap_err();
     let ApiError::Json { reason } = error else { panic!("{error:?}") };
@@ -43,7 +43,6 @@ fn element_0_decides_the_shape() {
     assert_eq!(input(numbers), RawInputs::Tokens { single: true, arrays: vec![saturated] });
 }
 
-// Cases 29, 32, 33
 #[test]
 fn the_first_odd_item_is_named() {
     for (input, expected) in [
@@ -100,7 +99,7 @@ fn known_fields_have_types_and_unknown_ones_do_not_matter() {
     assert_eq!(fault(r#"{"input":[1,"a"],"model":1}"#), "input[1]: an integer, a string");
 }
 
-// Cases 47 to 49, 54; W-01
+// ; W-01
 #[test]
 fn what_is_no_json_object_says_where() {
     for (body, expected) in [

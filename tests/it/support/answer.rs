@@ -47,7 +47,7 @@ impl Answer {
         for name in ["param", "code"] {
             assert!(error[name].is_string() || error[name].is_null(), "{body}");
         }
-        // Case 81: LiteLLM would read these words as rate limiting, LangChain.js as a reason never to try again.
+        // LiteLLM would read these words as rate limiting, LangChain.js as a reason never to try again.
         if self.status != 429 {
             let text = self.text.to_ascii_lowercase();
             for word in ["rate limit", "rate_limit", "rate-limit", "request too large", "quota", "billing"] {
