@@ -52,6 +52,16 @@ SHAPES = [
     Shape("modernbert-base", "ModernBert", {"vocab_size": 50368, "pad_token_id": 1}, pooling="cls", max_tokens=8192),
     Shape("nomic-base", "NomicBert", {**BASE, "vocab_size": 30528}, max_tokens=2048),
     Shape("gte-base", "Gte", {**BASE, "vocab_size": 30528, "type_vocab_size": 0}, pooling="cls", max_tokens=8192),
+    Shape(
+        "albert-small",
+        "Albert",
+        {**BASE, "num_hidden_layers": 6, "embedding_size": 128, "hidden_act": "gelu", "vocab_size": 30000},
+    ),
+    Shape(
+        "electra-small",
+        "Electra",
+        {**BASE, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024, "vocab_size": 30522},
+    ),
     Shape("bert-large", "Bert", {**LARGE, "vocab_size": 30522}, pooling="cls"),
     Shape(
         "bge-m3",

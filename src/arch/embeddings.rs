@@ -1,5 +1,5 @@
-//! Loading of the embedding tables: word, position and token-type; and of the product behind them, where they are narrower
-//! than the hidden states.
+//! Loading of the embedding tables: word, position and token-type; and of the product behind them, where the family has
+//! one.
 
 use crate::arch::attention::{StoredLinear, load_matrix};
 use crate::arch::norm;
@@ -50,7 +50,7 @@ impl Embeddings {
     pub fn projection(spec: &EncoderSpec, weights: &Weights) -> Result<Option<StoredLinear>, WeightsError> {
         let shape = MatrixShape { n: spec.hidden_size, k: spec.embedding_size };
         let load = || load_matrix(weights, "embeddings.projection", shape, true);
-        spec.projects_embeddings().then(load).transpose()
+        spec.embedding_projection.then(load).transpose()
     }
 
     /// Which row of the position table a sequence's first token takes.

@@ -315,7 +315,7 @@ pub fn check_sizes(spec: &EncoderSpec, weight_files: &[PathBuf]) -> Result<(), A
     let impossible = |field, value: String, reason| Err(ArchError::Impossible { field, value, reason });
     let fields = [
         ("hidden_size", spec.hidden_size, LIMIT),
-        // None is wider, and the kernels have no room for one that is.
+        // The kernels have no room for wider ones; families refuse them.
         ("embedding_size", spec.embedding_size, spec.hidden_size),
         ("num_hidden_layers", spec.n_layers(), family::bert::MAX_LAYERS),
         ("num_hidden_groups", spec.n_stored_layers(), spec.n_layers()),

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `embeddings.{word,position,token_type,task_type}.weight` | `[rows, embedding]` |
 //! | `embeddings.norm`, `norm` (after the last layer) | `[embedding]`, `[hidden]` |
-//! | `embeddings.projection`, where embedding and hidden size differ | `[hidden, embedding]` |
+//! | `embeddings.projection` | `[hidden, embedding]` |
 //! | `distance_bias.weight` | `[buckets, heads]` |
 //! | `layers.N.attention.{query,key,value}`, or `qkv` stacked in this order | `[inner, hidden]` |
 //! | `layers.N.attention.output` | `[hidden, inner]` |

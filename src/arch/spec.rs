@@ -6,8 +6,10 @@ use crate::kernel::Activation;
 #[derive(Debug, Clone, PartialEq)]
 pub struct EncoderSpec {
     pub hidden_size: usize,
-    /// Width of the embedding tables; where it is not the hidden size, a product leads from the one to the other.
+    /// Width of the embedding tables.
     pub embedding_size: usize,
+    /// Whether a product leads from the tables to the hidden states; always where their widths differ.
+    pub embedding_projection: bool,
     pub n_heads: usize,
     /// Width of one head; heads times this need not be the hidden size (T5).
     pub head_size: usize,
@@ -137,11 +139,6 @@ impl EncoderSpec {
         self.layer_groups.map_or(layer, |groups| layer * groups / self.n_layers())
     }
 
-    /// Whether a product leads from the embedding tables to the layers.
-    pub const fn projects_embeddings(&self) -> bool {
-        self.embedding_size != self.hidden_size
-    }
-
     /// Heads times head size: the width of queries, keys and values.
     pub const fn inner_size(&self) -> usize {
         self.n_heads * self.head_size
@@ -152,7 +149,7 @@ impl EncoderSpec {
     pub fn n_parameters(&self) -> u64 {
         let positions = self.position_table.map_or(0, |table| table.rows as u64);
         let rows = self.vocab_size as u64 + positions + (self.token_types + self.task_types) as u64;
-        let projection = if self.projects_embeddings() { self.hidden_size as u64 } else { 0 };
+        let projection = if self.embedding_projection { self.hidden_size as u64 } else { 0 };
         let tables = (rows + projection).saturating_mul(self.embedding_size as u64);
         tables.saturating_add(self.n_linear_parameters())
     }

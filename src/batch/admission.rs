@@ -49,11 +49,10 @@ impl Queue {
         let (shared, mut state) = (&self.shared, self.shared.lock());
         shared.forget_abandoned(&mut state);
         // In which lane it will wait depends on its tokens, and only what both refuse is refused for sure.
-        let shortest = [n_rows, n_rows.max(state.backlog.bulk_tokens())].map(|n_tokens| {
-            let demand = Demand { n_rows, n_tokens, longest: 1 };
+        let [interactive, bulk] = [0, state.backlog.bulk_tokens()].map(|n_tokens| {
+            let demand = Demand { n_rows, n_tokens, longest: 0 };
             state.verdict(demand, client, shared.limits)
         });
-        let [interactive, bulk] = shortest;
         if bulk.is_ok() { Ok(()) } else { shared.counted(interactive) }
     }
 }

@@ -1,5 +1,5 @@
-//! `POST /v1/embeddings`: headers, body, JSON, model, limits of the key, values, vectors, answer; in this order, because
-//! the first thing wrong decides which error the client sees.
+//! `POST /v1/embeddings`: headers, body, JSON, model, limits of the key, values, room in the queue, tokens,
+//! vectors, answer; in this order, because the first thing wrong decides which error the client sees.
 
 use std::sync::Arc;
 use std::time::Instant;

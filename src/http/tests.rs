@@ -10,7 +10,7 @@ use super::*;
 use crate::catalog::{self, Names};
 use crate::request::TokenArrays;
 
-///  and I-12, O-03.
+/// I-12, O-03.
 #[tokio::test]
 async fn a_panicking_handler_answers_500_and_nothing_else() {
     let http = http_config();

@@ -53,7 +53,7 @@ pub enum Class {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NormalizerSettings {
     pub lower_case: bool,
-    /// None: as `lower_case`.
+    /// None: as `lower_case`. ALBERT's class always says.
     pub strip_accents: Option<bool>,
     pub chinese_characters: bool,
 }
@@ -157,7 +157,11 @@ impl Settings {
             class,
             normalizer: NormalizerSettings {
                 lower_case: switch("do_lower_case").unwrap_or(true),
-                strip_accents: switch("strip_accents").or_else(|| switch("keep_accents").map(|keep| !keep)),
+                strip_accents: if class == Class::Albert {
+                    Some(!switch("keep_accents").unwrap_or(false))
+                } else {
+                    switch("strip_accents")
+                },
                 chinese_characters: switch("tokenize_chinese_chars").unwrap_or(true),
             },
             prefix_space: switch("add_prefix_space").unwrap_or(matches!(class, Class::SentencePiece | Class::Albert))

@@ -93,6 +93,32 @@ fn white_space_at_the_end_of_a_text_is_no_piece_for_classes_of_sentencepiece() {
     assert_eq!(read(json!({}), "hello "), [5]);
 }
 
+// As transformers 5.23 does for these files: each class has a switch of its own for accents.
+#[test]
+fn accents_are_kept_or_not_as_the_class_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows = unigram(folder.path());
+    let albert = |switches: Value, text: &str| {
+        let mut config = json!({"tokenizer_class": "AlbertTokenizer"});
+        config.as_object_mut().unwrap().extend(switches.as_object().unwrap().clone());
+        read(folder.path(), &config, rows, text).unwrap()
+    };
+    for switches in [json!({}), json!({"strip_accents": false}), json!({"keep_accents": false})] {
+        assert_eq!(albert(switches.clone(), " HÉLLO  wörld "), [5, 6], "{switches}");
+    }
+    assert_ne!(albert(json!({"keep_accents": true}), "héllo"), [5]);
+    assert_ne!(albert(json!({"do_lower_case": false}), "HELLO"), [5]);
+    assert_eq!(albert(json!({"do_lower_case": false}), "héllo"), [5]);
+
+    let folder = TinyModel::default().write();
+    let rows = vocabulary().len();
+    let bert = |config: Value, text: &str| read(folder.path(), &config, rows, text).unwrap();
+    let plain = bert(json!({"tokenizer_class": "BertTokenizer"}), "hello");
+    assert_eq!(bert(json!({"tokenizer_class": "BertTokenizer", "keep_accents": true}), "héllo"), plain);
+    let cased = json!({"tokenizer_class": "BertTokenizer", "do_lower_case": false, "keep_accents": false});
+    assert_ne!(bert(cased, "héllo"), plain);
+}
+
 #[test]
 fn special_tokens_are_added_where_the_embedding_table_has_a_row() {
     let folder = TinyModel::default().write();

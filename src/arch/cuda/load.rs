@@ -34,12 +34,6 @@ impl Turned {
 /// Refuses shapes that the kernels do not have.
 pub(super) fn check(spec: &EncoderSpec, format: Format) -> Result<(), ArchError> {
     let refuse = |field, value: usize| Err(ArchError::NoKernel { field, value });
-    if spec.projects_embeddings() {
-        return refuse("embedding_size", spec.embedding_size);
-    }
-    if let Some(groups) = spec.layer_groups {
-        return refuse("num_hidden_groups", groups);
-    }
     if spec.hidden_size > MAX_WIDTH {
         return refuse("hidden_size", spec.hidden_size);
     }

@@ -41,6 +41,8 @@ pub struct CudaEncoder {
     /// Rows of the word and position tables.
     rows: (usize, usize),
     tables: Tables,
+    projection: Option<Weight>,
+    /// Those with weights of their own.
     layers: Vec<Layer>,
     last_norm: Option<DeviceNorm>,
     /// `[heads, 2·reach + 1]`, and the reach.
@@ -104,9 +106,13 @@ impl CudaEncoder {
             Ok::<_, CudaError>((device.upload(values)?, reach))
         });
         let mut turned = Turned::default();
-        let mut layers = Vec::with_capacity(spec.n_layers());
-        for (index, (options, rotary)) in spec.layers.iter().zip(position::rotations(spec)).enumerate() {
-            let upload = |stored: StoredLinear| upload(device, format, &stored);
+        let mut layers = Vec::with_capacity(spec.n_stored_layers());
+        let upload = |stored: StoredLinear| upload(device, format, &stored);
+        let projection = Embeddings::projection(spec, weights)?.map(upload).transpose()?;
+        let all = spec.layers.iter().zip(position::rotations(spec)).enumerate();
+        // Layers that share their weights have the same options.
+        let own = all.filter(|(layer, _)| *layer == 0 || spec.stored_layer(*layer) != spec.stored_layer(layer - 1));
+        for (index, (options, rotary)) in own.map(|(layer, options)| (spec.stored_layer(layer), options)) {
             let named = |block: &str| format!("layers.{index}.{block}.norm");
             let on_device = |role: &str| -> Result<DeviceNorm, ArchError> {
                 Ok(DeviceNorm::upload(device, &norm::load(spec, weights, role)?)?)
@@ -138,6 +144,7 @@ impl CudaEncoder {
             first_position,
             rows: (spec.vocab_size, spec.position_table.map_or(usize::MAX, |table| table.rows)),
             tables,
+            projection,
             layers,
             last_norm,
             bias: bias.transpose()?,
@@ -210,7 +217,8 @@ impl CudaEncoder {
 
     /// All launches, one by one.
     fn encode(&self, pass: Pass<'_>) -> Result<(), CudaError> {
-        let Self { spec, tables, layers, last_norm, bias, .. } = self;
+        let Self { spec, tables, projection, last_norm, bias, .. } = self;
+        let layers: Vec<&Layer> = (0..spec.n_layers()).map(|layer| &self.layers[spec.stored_layer(layer)]).collect();
         let scratch = self.scratch()?;
         let stream = match spec.norm_place {
             NormPlace::After => Stream::Normalised,
@@ -218,6 +226,15 @@ impl CudaEncoder {
         };
         pass.embed(tables, &scratch.residual, &scratch.hidden)?;
         let residual = Residual { buffer: &scratch.residual, width: spec.hidden_size, becomes: stream };
+        if let Some(projection) = projection {
+            pass.multiply(&scratch.hidden, projection, &scratch.block)?;
+            pass.add_norm(
+                Residual { becomes: Stream::Block, ..residual },
+                Some(&scratch.block),
+                None,
+                &scratch.hidden,
+            )?;
+        }
         let n_layers = layers.len();
         // Where norms stand before the blocks, the first one reads the embeddings through its own norm.
         if stream == Stream::Sum
@@ -226,7 +243,7 @@ impl CudaEncoder {
             pass.add_norm(residual, None, Some(norm), &scratch.hidden)?;
         }
         for index in 0..n_layers {
-            let layer = &layers[index];
+            let layer = layers[index];
             let attention = DeviceAttention {
                 n_heads: spec.n_heads,
                 head_size: spec.head_size,
@@ -239,9 +256,9 @@ impl CudaEncoder {
             pass.attend(&scratch.qkv, attention, &scratch.context)?;
             pass.multiply(&scratch.context, &layer.output, &scratch.block)?;
             // What follows a block normalises for the next one: the norm of its own place, or that of the next block.
-            let (after_attention, after_feed_forward) = match stream {
-                Stream::Normalised => (layer.attention_norm.as_ref(), Some(&layer.feed_forward_norm)),
-                Stream::Sum => {
+            let (after_attention, after_feed_forward) = match spec.norm_place {
+                NormPlace::After => (layer.attention_norm.as_ref(), Some(&layer.feed_forward_norm)),
+                NormPlace::Before { .. } => {
                     let next = layers.get(index + 1).and_then(|next| next.attention_norm.as_ref());
                     (Some(&layer.feed_forward_norm), next)
                 }

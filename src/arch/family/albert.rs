@@ -69,5 +69,9 @@ fn spec(config: &Value) -> Result<EncoderSpec, ArchError> {
         return Err(unsupported("num_hidden_groups", num_hidden_groups));
     }
     let bert = bert::BertConfig { hidden_act, ..config }.spec(FirstPosition::Zero)?;
-    Ok(EncoderSpec { embedding_size, layer_groups: Some(num_hidden_groups), ..bert })
+    if embedding_size > bert.hidden_size {
+        return Err(unsupported("embedding_size", embedding_size));
+    }
+    let layer_groups = Some(num_hidden_groups);
+    Ok(EncoderSpec { embedding_size, embedding_projection: true, layer_groups, ..bert })
 }

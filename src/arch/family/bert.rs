@@ -100,6 +100,7 @@ impl BertConfig {
         Ok(EncoderSpec {
             hidden_size: self.hidden_size,
             embedding_size: self.hidden_size,
+            embedding_projection: false,
             n_heads: self.num_attention_heads,
             head_size,
             intermediate_size: self.intermediate_size,

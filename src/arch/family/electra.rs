@@ -6,7 +6,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Family, bert, read};
+use super::{Family, bert, read, unsupported};
 use crate::arch::ArchError;
 use crate::arch::names::TensorNames;
 use crate::arch::spec::{EncoderSpec, FirstPosition};
@@ -42,5 +42,10 @@ fn spec(config: &Value) -> Result<EncoderSpec, ArchError> {
     let EmbeddingConfig { embedding_size } = read(config)?;
     let config: bert::BertConfig = read(config)?;
     config.must_be_absolute()?;
-    Ok(EncoderSpec { embedding_size, ..config.spec(FirstPosition::Zero)? })
+    // Generators, which nobody embeds with, have wider ones.
+    if embedding_size > config.hidden_size {
+        return Err(unsupported("embedding_size", embedding_size));
+    }
+    let embedding_projection = embedding_size != config.hidden_size;
+    Ok(EncoderSpec { embedding_size, embedding_projection, ..config.spec(FirstPosition::Zero)? })
 }

@@ -94,6 +94,7 @@ fn spec(value: &Value) -> Result<EncoderSpec, ArchError> {
     Ok(EncoderSpec {
         hidden_size: config.hidden_size,
         embedding_size: config.hidden_size,
+        embedding_projection: false,
         n_heads: config.num_attention_heads,
         head_size,
         intermediate_size: config.intermediate_size,

@@ -97,6 +97,7 @@ fn spec(config: &Value) -> Result<EncoderSpec, ArchError> {
     Ok(EncoderSpec {
         hidden_size: config.hidden_size,
         embedding_size: config.hidden_size,
+        embedding_projection: false,
         n_heads: config.num_attention_heads,
         head_size,
         intermediate_size: config.intermediate_size,

@@ -97,6 +97,7 @@ fn spec(config: &Value) -> Result<EncoderSpec, ArchError> {
     Ok(EncoderSpec {
         hidden_size: config.d_model,
         embedding_size: config.d_model,
+        embedding_projection: false,
         n_heads: config.num_heads,
         head_size: config.d_kv,
         intermediate_size: config.d_ff,

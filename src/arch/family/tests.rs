@@ -60,6 +60,8 @@ fn every_unimplemented_option_is_refused_by_name_and_value() {
         ("mpnet", json!({"relative_attention_num_buckets": 64}), "relative_attention_num_buckets = 64"),
         ("distilbert", json!({"activation": "gelu_fast"}), "json: activation = gelu_fast"),
         ("electra", json!({"is_decoder": true}), "is_decoder = true"),
+        ("electra", json!({"embedding_size": 64}), "embedding_size = 64"),
+        ("albert", json!({"embedding_size": 64}), "embedding_size = 64"),
         ("albert", json!({"inner_group_num": 2}), "inner_group_num = 2"),
         ("albert", json!({"num_hidden_groups": 3}), "num_hidden_groups = 3"),
         ("albert", json!({"num_hidden_groups": 0}), "num_hidden_groups = 0"),

@@ -99,7 +99,7 @@ fn known_fields_have_types_and_unknown_ones_do_not_matter() {
     assert_eq!(fault(r#"{"input":[1,"a"],"model":1}"#), "input[1]: an integer, a string");
 }
 
-// ; W-01
+// W-01
 #[test]
 fn what_is_no_json_object_says_where() {
     for (body, expected) in [

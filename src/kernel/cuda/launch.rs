@@ -97,6 +97,8 @@ pub enum Stream {
     Normalised,
     /// The sum itself.
     Sum,
+    /// The block's output alone, whatever was there before.
+    Block,
 }
 
 /// The residual stream, `[tokens, width]`.
@@ -215,9 +217,13 @@ impl Pass<'_> {
         holds(residual, tokens * width, Format::F32);
         block.into_iter().chain([out]).for_each(|buffer| holds(buffer, tokens * width, format));
         let [gamma, beta, epsilon, kind] = DeviceNorm::arguments(norm);
-        let keep_sum = Argument::Int((becomes == Stream::Sum).into());
+        let stream = Argument::Int(match becomes {
+            Stream::Normalised => 0,
+            Stream::Sum => 1,
+            Stream::Block => 2,
+        });
         let arguments =
-            [pointer(residual), optional(block), gamma, beta, epsilon, kind, keep_sum, int(width), pointer(out)];
+            [pointer(residual), optional(block), gamma, beta, epsilon, kind, stream, int(width), pointer(out)];
         device.launch(format.pick(["add_norm_f32", "add_norm_f16", "add_norm_bf16"]), by_row(tokens, width), &arguments)
     }
 

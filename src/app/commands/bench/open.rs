@@ -1,7 +1,7 @@
 //! Requests that come by the clock, as those of many people do: a slow answer does not keep the next one from coming.
 //!
 //! Arrivals are Poisson. Latency counts from the moment a request should have been sent, so that waiting for a
-//! connection, or for a client that is late, counts like any other waiting.
+//! client that is late counts like any other waiting.
 
 use std::cell::RefCell;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
@@ -85,6 +85,9 @@ pub(super) async fn run(subject: &Subject, plan: &Plan<'_>) -> std::io::Result<O
     let (mut due, mut held_back) = (0, 0);
     while due < n || !in_flight.is_empty() {
         tokio::select! {
+            biased;
+            // First, so that a connection whose answer lies there is not taken for one that waits.
+            Some(outcome) = in_flight.next(), if !in_flight.is_empty() => outcomes.push(outcome),
             Some(scheduled) = arrivals.recv(), if due < n => {
                 lags.push(scheduled.elapsed());
                 match plan.payloads.get(due % plan.payloads.len().max(1)) {
@@ -93,7 +96,6 @@ pub(super) async fn run(subject: &Subject, plan: &Plan<'_>) -> std::io::Result<O
                 }
                 due += 1;
             }
-            Some(outcome) = in_flight.next(), if !in_flight.is_empty() => outcomes.push(outcome),
             () = &mut patience => break,
         }
     }

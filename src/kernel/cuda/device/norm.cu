@@ -46,23 +46,26 @@ __device__ void embed(
 }
 
 // residual + block, then the norm. Where norms stand after the blocks, the stream goes on normalised; where they stand
-// before (keep_sum), it goes on as the sum, and only the next block's input is normalised. Without a block, the norm
-// alone. Grid: tokens.
+// before, it goes on as the sum, and only the next block's input is normalised. Without a block, the norm alone. A stream
+// that begins is the block alone. Grid: tokens.
+enum Stream { STREAM_NORMALISED = 0, STREAM_SUM = 1, STREAM_BLOCK = 2 };
+
 template <typename T>
 __device__ void add_norm(
-    float* residual, const T* block, const float* gamma, const float* beta, float epsilon, int kind, int keep_sum,
+    float* residual, const T* block, const float* gamma, const float* beta, float epsilon, int kind, int stream,
     int width, T* out) {
     extern __shared__ float row[];
     __shared__ float parts[WARP];
     const size_t start = size_t(blockIdx.x) * width;
     for (int i = threadIdx.x; i < width; i += blockDim.x) {
-        const float value = residual[start + i] + (block ? widen(block[start + i]) : 0.0f);
+        const float before = stream == STREAM_BLOCK ? 0.0f : residual[start + i];
+        const float value = before + (block ? widen(block[start + i]) : 0.0f);
         row[i] = value;
-        if (keep_sum) residual[start + i] = value;
+        if (stream != STREAM_NORMALISED) residual[start + i] = value;
     }
     normalise(row, width, gamma, beta, epsilon, kind, parts);
     for (int i = threadIdx.x; i < width; i += blockDim.x) {
-        if (!keep_sum) residual[start + i] = row[i];
+        if (stream == STREAM_NORMALISED) residual[start + i] = row[i];
         out[start + i] = narrow<T>(row[i]);
     }
 }
@@ -76,8 +79,8 @@ __device__ void add_norm(
     }                                                                                                                 \
     extern "C" __global__ void add_norm_##suffix(                                                                     \
         float* residual, const T* block, const float* gamma, const float* beta, float epsilon, int kind,              \
-        int keep_sum, int width, T* out) {                                                                            \
-        add_norm<T>(residual, block, gamma, beta, epsilon, kind, keep_sum, width, out);                               \
+        int stream, int width, T* out) {                                                                              \
+        add_norm<T>(residual, block, gamma, beta, epsilon, kind, stream, width, out);                                 \
     }
 
 NORM_KERNELS(float, f32)
