@@ -48,7 +48,7 @@ __device__ void embed(
 // residual + block, then the norm. Where norms stand after the blocks, the stream goes on normalised; where they stand
 // before, it goes on as the sum, and only the next block's input is normalised. Without a block, the norm alone. A stream
 // that begins is the block alone. Grid: tokens.
-enum Stream { STREAM_NORMALISED = 0, STREAM_SUM = 1, STREAM_BLOCK = 2 };
+enum StreamKind { STREAM_NORMALISED = 0, STREAM_SUM = 1, STREAM_BLOCK = 2 };
 
 template <typename T>
 __device__ void add_norm(
